@@ -1,0 +1,50 @@
+//! What the cluster has agreed on, as opposed to what one node is configured with.
+
+use std::time::Duration;
+
+use understudy_types::DurabilityMode;
+
+/// What happens to commits when the passive is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnPassiveLoss {
+    /// They wait: in `zero` at once, in `bounded` when exposure reaches the ceiling.
+    Stall,
+    /// The weakening is recorded in Raft, then they go on unprotected.
+    Degrade,
+}
+
+/// What a newly promoted node does while nobody is left to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnSoleSurvivor {
+    /// It opens, recorded as sole survivor: availability first, once the other copy is gone anyway.
+    Open,
+    /// It accepts no commit until a passive is attached again.
+    Stall,
+}
+
+/// The cluster's configuration: agreed through consensus, the same on every node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// The RPO dial as the operator set it; what is in force is in the durability.
+    pub mode: DurabilityMode,
+    /// R: the ceiling on exposure in `bounded`.
+    pub rpo: Duration,
+    /// The policy for a lost passive.
+    pub on_passive_loss: OnPassiveLoss,
+    /// How long a passive may be away before `Degrade` acts in `zero`.
+    pub degrade_after: Duration,
+    /// The policy for a promoted node that is alone.
+    pub on_sole_survivor: OnSoleSurvivor,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> ClusterConfig {
+        ClusterConfig {
+            mode: DurabilityMode::Bounded,
+            rpo: Duration::from_secs(3600),
+            on_passive_loss: OnPassiveLoss::Stall,
+            degrade_after: Duration::from_secs(1),
+            on_sole_survivor: OnSoleSurvivor::Open,
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The candidate: from a grant to the report of its promotion (docs/safety.md, "Promotion").
+//!
+//! Each step is idempotent and begins anew after a restart, from what the server and the journal say.
+//! Until the report is accepted nothing was acknowledged under the new epoch, so the leader may
+//! supersede it at any moment; the linearizable read before the promotion keeps the two apart.
+
+use understudy_types::{BootInstant, Lsn, NodeId, PromotionId, SealedEnd};
+
+use super::{Action, Completion, Core, Grant, Role, Slot, Task, TaskFailure};
+use crate::state::{Command, HolderProof, Mark, Phase, Promoting};
+
+/// What the candidate is doing.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Asking the majority whether the grant still stands.
+    Confirming,
+    /// Making the epoch durable and refusing older frames.
+    Sealing,
+    /// Waiting until the standby has replayed the sealed end.
+    Replaying(SealedEnd),
+    /// Asking once more, right before the step that cannot be taken back.
+    ConfirmingAgain(SealedEnd),
+    /// The server is being promoted.
+    Promoting,
+    /// Going on as the holder that it was: renewing, then taking the server.
+    Resuming,
+    /// Telling the cluster.
+    Reporting { fork_lsn: Option<Lsn> },
+}
+
+/// The candidate's own memory.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    promotion: PromotionId,
+    step: Step,
+    failure: Option<TaskFailure>,
+}
+
+impl Candidate {
+    pub(super) fn begin(promotion: PromotionId) -> Candidate {
+        Candidate { promotion, step: Step::Confirming, failure: None }
+    }
+
+    pub(super) fn promotion(&self) -> PromotionId {
+        self.promotion
+    }
+
+    pub(super) fn word(&self) -> &'static str {
+        match self.step {
+            Step::Confirming => "candidate",
+            Step::Sealing => "sealing",
+            Step::Replaying(_) => "replaying",
+            Step::ConfirmingAgain(_) | Step::Promoting => "promoting",
+            Step::Resuming => "resuming",
+            Step::Reporting { .. } => "reporting",
+        }
+    }
+}
+
+impl Core {
+    fn candidate(&mut self) -> &mut Candidate {
+        match &mut self.role {
+            Role::Candidate(candidate) => candidate,
+            Role::Idle | Role::Holder(_) | Role::Passive(_) => {
+                unreachable!("only called in the candidate's role")
+            }
+        }
+    }
+
+    fn promoting(&self) -> Option<&Promoting> {
+        match &self.state.phase {
+            Phase::Promoting(promoting) => Some(promoting),
+            Phase::Bootstrap | Phase::Running => None,
+        }
+    }
+
+    pub(super) fn advance_candidate(&mut self, now: BootInstant) {
+        if let Some(failure) = self.candidate().failure.take() {
+            self.after_failure(now, &failure);
+        }
+        let Some(promoting) = self.promoting().cloned() else { return };
+        let first = promoting.cause == crate::state::PromoteCause::Bootstrap;
+        let idle = self.running.is_none() && now >= self.retry_at;
+        match self.candidate().step {
+            Step::Confirming if idle => self.run(Task::ReadIndex),
+            Step::Sealing if idle => self.run(Task::Seal(self.state.epoch)),
+            Step::Replaying(sealed) => {
+                self.watch_replay(&promoting, sealed, idle);
+            }
+            Step::ConfirmingAgain(_) if idle => self.run(Task::ReadIndex),
+            Step::Resuming => self.resume(now, &promoting, first, idle),
+            Step::Reporting { fork_lsn } => {
+                self.report(now, &promoting, fork_lsn);
+            }
+            Step::Confirming | Step::Sealing | Step::ConfirmingAgain(_) | Step::Promoting => {}
+        }
+    }
+
+    /// A server that already runs on the granted timeline only has to be reported.
+    fn already_promoted(&self, promoting: &Promoting) -> bool {
+        self.postgres_facts().is_some_and(|facts| {
+            facts.in_recovery == Some(false) && facts.timeline == Some(promoting.timeline)
+        })
+    }
+
+    fn watch_replay(&mut self, promoting: &Promoting, sealed: SealedEnd, idle: bool) {
+        let facts = self.postgres_facts().cloned();
+        let replayed = facts.as_ref().and_then(|facts| facts.replay_lsn);
+        if replayed.is_some_and(|lsn| lsn >= sealed.record_end_lsn) {
+            self.trouble = None;
+            self.candidate().step = Step::ConfirmingAgain(sealed);
+            self.run(Task::ReadIndex);
+            return;
+        }
+        self.trouble = Some(format!(
+            "waits until the standby has replayed {}; it is at {}",
+            sealed.record_end_lsn,
+            replayed.map_or("an unknown position".to_owned(), |lsn| lsn.to_string())
+        ));
+        // A standby that is down is started again on what it has.
+        if facts.is_none() && idle {
+            self.run(Task::Join {
+                rung: crate::rejoin::Rung::Follow,
+                keep_from: None,
+                holder: promoting.to,
+                history: self.state.history(),
+                epoch: self.state.epoch,
+            });
+        }
+    }
+
+    /// Going on on the same timeline: a lease first, then the server, as any restart of a holder.
+    fn resume(&mut self, now: BootInstant, promoting: &Promoting, first: bool, idle: bool) {
+        let accepted = self.state.holder.as_ref().map_or(0, |holder| holder.seq);
+        let timing = self.timing;
+        if let Some(seq) = self.lease.due(now, accepted, &timing) {
+            let by = HolderProof { epoch: self.state.epoch, node: self.me, process: self.process };
+            let published = self
+                .state
+                .holder
+                .as_ref()
+                .and_then(|holder| holder.published.clone())
+                .unwrap_or_default();
+            let ttl = timing.ttl;
+            self.propose(now, Slot::Renew, Command::Renew { by, seq, ttl, published });
+        }
+        if self.lease_runs(now) && idle {
+            let Some(grant) = self.candidate_grant(promoting, first) else { return };
+            self.run(Task::Hold(grant));
+        }
+    }
+
+    fn candidate_grant(&self, promoting: &Promoting, first: bool) -> Option<Grant> {
+        let promotion = match self.state.last_granted() {
+            Some((_, last)) if promoting.resumes && !first => last.promotion,
+            _ => promoting.promotion,
+        };
+        Some(Grant {
+            epoch: self.state.epoch,
+            promotion,
+            timeline: promoting.timeline,
+            system_id: self.state.identity.as_ref()?.system_id?,
+            history: self.state.history(),
+        })
+    }
+
+    fn report(&mut self, now: BootInstant, promoting: &Promoting, fork_lsn: Option<Lsn>) {
+        let command = Command::Promoted {
+            epoch: self.state.epoch,
+            node: self.me,
+            promotion: promoting.promotion,
+            timeline: promoting.timeline,
+            fork_lsn,
+            at_unix_us: self.wall_unix_us,
+        };
+        self.propose(now, Slot::Promoted, command);
+    }
+
+    pub(super) fn candidate_completed(&mut self, completion: Completion) {
+        let Some(promoting) = self.promoting().cloned() else { return };
+        let first = promoting.cause == crate::state::PromoteCause::Bootstrap;
+        match completion {
+            Completion::ReadDone => self.confirmed(&promoting, first),
+            Completion::Sealed(Some(sealed)) => {
+                self.candidate().step = Step::Replaying(sealed);
+            }
+            Completion::Sealed(None) => {
+                self.trouble = Some("its journal is empty: it cannot be promoted".to_owned());
+            }
+            Completion::PromotedLocally { timeline, fork_lsn } => {
+                assert_eq!(timeline, promoting.timeline, "the executor checks the timeline");
+                self.candidate().step = Step::Reporting { fork_lsn: Some(fork_lsn) };
+            }
+            Completion::Held { .. } => {
+                self.candidate().step = Step::Reporting { fork_lsn: None };
+            }
+            Completion::DataReady
+            | Completion::Fenced
+            | Completion::ClientsLetIn
+            | Completion::Surveyed(_)
+            | Completion::Joined
+            | Completion::Drained => {}
+        }
+    }
+
+    fn confirmed(&mut self, promoting: &Promoting, first: bool) {
+        let already = self.already_promoted(promoting);
+        match self.candidate().step {
+            Step::Confirming if promoting.resumes || first => {
+                self.candidate().step = Step::Resuming;
+            }
+            Step::Confirming if already => {
+                // The fork is read back from the history file by the same task.
+                self.promote_locally(promoting, Lsn::ZERO);
+            }
+            Step::Confirming => {
+                self.actions.push_back(Action::Unfollow);
+                self.candidate().step = Step::Sealing;
+                let epoch = self.state.epoch;
+                self.run(Task::Seal(epoch));
+            }
+            Step::ConfirmingAgain(sealed) => self.promote_locally(promoting, sealed.record_end_lsn),
+            Step::Sealing
+            | Step::Replaying(_)
+            | Step::Promoting
+            | Step::Resuming
+            | Step::Reporting { .. } => {}
+        }
+    }
+
+    fn promote_locally(&mut self, promoting: &Promoting, target_lsn: Lsn) {
+        let Some(grant) = self.candidate_grant(promoting, false) else { return };
+        let peers: Vec<NodeId> = self.state.data_nodes().filter(|node| *node != self.me).collect();
+        self.candidate().step = Step::Promoting;
+        self.run(Task::PromoteLocally { grant, target_lsn, peers });
+    }
+
+    pub(super) fn candidate_failed(&mut self, failure: &TaskFailure) {
+        self.candidate().failure = Some(failure.clone());
+    }
+
+    fn after_failure(&mut self, now: BootInstant, failure: &TaskFailure) {
+        if failure.suspect {
+            let mark = Mark::Suspect(failure.words.clone());
+            self.propose(now, Slot::Mark, Command::SetMark { node: self.me, mark });
+            return;
+        }
+        // From the start again: each step finds what it has already done.
+        match self.candidate().step {
+            Step::Promoting | Step::ConfirmingAgain(_) => self.candidate().step = Step::Confirming,
+            Step::Confirming
+            | Step::Sealing
+            | Step::Replaying(_)
+            | Step::Resuming
+            | Step::Reporting { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,485 @@
+//! The holder of a running epoch: lease, permit, start and restart, the set of those who are waited
+//! for, and giving the lease back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use understudy_types::{
+    BootInstant, DurabilityMode, Epoch, Lsn, NodeId, Permit, PermitSerial, ReceiverPosition,
+    SourcePositions,
+};
+
+use super::{Action, Completion, Core, PostgresView, Role, Slot, Task, receiver_of};
+use crate::OnPassiveLoss;
+use crate::state::{Command, HolderProof, Published, ReleaseCause};
+
+/// A server that answers neither an open session nor a new one for this long has failed.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// The server is restarted in place this often within `RESTART_WINDOW`; then the lease is given back.
+const RESTARTS_MAX: usize = 3;
+const RESTART_WINDOW: Duration = Duration::from_secs(300);
+/// How far beyond its flush position a holder may release until its next renewal.
+const CREDIT_BYTES: u64 = 256 * 1024 * 1024;
+/// In `bounded`, a passive that is further behind than this has not caught up yet.
+const CAUGHT_UP: Duration = Duration::from_secs(1);
+
+/// What the holder is doing.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Renewing; no lease yet.
+    Acquiring,
+    /// Asking the majority whether the grant still stands.
+    Reading,
+    /// Having the server run as a primary behind the gate.
+    Taking,
+    /// Waiting until what was recovered is covered as the dial demands.
+    Covering { end_lsn: Lsn },
+    /// Letting clients in.
+    LettingIn,
+    /// Serving.
+    Open,
+    /// Ordered to step down: the gate is shut, what it released is on its way.
+    Draining,
+    /// Ending every process of the server.
+    Fencing { then: AfterFence },
+    /// Giving the lease back.
+    Releasing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AfterFence {
+    Restart,
+    Release,
+}
+
+/// The holder's own memory; gone with the epoch or the process.
+#[derive(Debug)]
+pub(super) struct HolderStage {
+    epoch: Epoch,
+    step: Step,
+    /// Own flushed end when the server was taken: everything that may ever have been acknowledged.
+    floor: Lsn,
+    /// Waited for although not recorded yet: strengthen first.
+    pending_adds: BTreeSet<NodeId>,
+    /// The permit that first contained them.
+    added_by: BTreeMap<NodeId, PermitSerial>,
+    /// Joins whose outcome is unknown, with their generation.
+    proposed_adds: BTreeMap<NodeId, u64>,
+    last_attached: BTreeMap<NodeId, BootInstant>,
+    restarts: Vec<BootInstant>,
+}
+
+impl HolderStage {
+    pub(super) fn begin(epoch: Epoch) -> HolderStage {
+        HolderStage {
+            epoch,
+            step: Step::Acquiring,
+            floor: Lsn::ZERO,
+            pending_adds: BTreeSet::new(),
+            added_by: BTreeMap::new(),
+            proposed_adds: BTreeMap::new(),
+            last_attached: BTreeMap::new(),
+            restarts: Vec::new(),
+        }
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub(super) fn word(&self) -> &'static str {
+        match self.step {
+            Step::Acquiring | Step::Reading => "acquiring",
+            Step::Taking => "starting",
+            Step::Covering { .. } => "covering",
+            Step::LettingIn => "opening",
+            Step::Open => "holder",
+            Step::Draining => "stepping-down",
+            Step::Fencing { .. } => "fencing",
+            Step::Releasing => "released",
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.step, Step::Open)
+    }
+
+    /// The gate's connection exists and its server should be alive.
+    fn has_server(&self) -> bool {
+        matches!(self.step, Step::Covering { .. } | Step::LettingIn | Step::Open)
+    }
+
+    fn gives_up(&self) -> bool {
+        let fencing = matches!(self.step, Step::Fencing { then: AfterFence::Release });
+        fencing || matches!(self.step, Step::Draining | Step::Releasing)
+    }
+}
+
+impl Core {
+    fn stage(&mut self) -> &mut HolderStage {
+        match &mut self.role {
+            Role::Holder(stage) => stage,
+            Role::Idle | Role::Candidate(_) | Role::Passive(_) => {
+                unreachable!("only called in the holder's role")
+            }
+        }
+    }
+
+    fn proof(&self) -> HolderProof {
+        HolderProof { epoch: self.state.epoch, node: self.me, process: self.process }
+    }
+
+    pub(super) fn advance_holder(&mut self, now: BootInstant) {
+        let released = self.state.holder.as_ref().is_some_and(|holder| holder.released.is_some());
+        if released {
+            self.stage().step = Step::Releasing;
+            return;
+        }
+        if self.state.order.is_some() && !self.stage().gives_up() {
+            self.step_down();
+            return;
+        }
+        self.renew_when_due(now);
+        self.watch_server(now);
+        let idle = self.running.is_none() && now >= self.retry_at;
+        match self.stage().step {
+            Step::Acquiring => {
+                if self.lease_runs(now) && idle {
+                    self.stage().step = Step::Reading;
+                    self.run(Task::ReadIndex);
+                }
+            }
+            Step::Covering { end_lsn } => {
+                let covered = self.source.as_ref().is_some_and(|s| s.released_lsn >= end_lsn);
+                if covered && self.lease_runs(now) {
+                    self.stage().step = Step::LettingIn;
+                    self.run(Task::LetClientsIn { epoch: self.state.epoch });
+                } else {
+                    self.trouble = self.covering_trouble(end_lsn);
+                }
+            }
+            Step::Fencing { .. } if idle => self.run(Task::Fence),
+            Step::LettingIn if idle => self.run(Task::LetClientsIn { epoch: self.state.epoch }),
+            Step::Draining if idle => self.run(Task::Drain),
+            Step::Releasing => self.propose_release(now),
+            Step::Reading
+            | Step::Taking
+            | Step::LettingIn
+            | Step::Open
+            | Step::Draining
+            | Step::Fencing { .. } => {}
+        }
+        if self.stage().has_server() {
+            self.change_sync_set(now);
+            self.publish_permit();
+        }
+    }
+
+    /// Why the recovered end is not covered yet.
+    fn covering_trouble(&self, end_lsn: Lsn) -> Option<String> {
+        let waited = &self.state.durability.waited;
+        if self.state.durability.mode != DurabilityMode::Zero || waited.is_empty() {
+            return None;
+        }
+        let names: Vec<String> = waited.iter().map(|node| self.state.name_of(*node)).collect();
+        Some(format!(
+            "waits until what it recovered, up to {end_lsn}, is durable at {}",
+            names.join(", ")
+        ))
+    }
+
+    /// An operator wants another node: shut the gate for good, let the passive catch up, fence.
+    fn step_down(&mut self) {
+        self.permit = None;
+        self.actions.push_back(Action::CloseGate(self.state.epoch));
+        let had_server = self.stage().has_server();
+        if had_server {
+            self.stage().step = Step::Draining;
+            self.run(Task::Drain);
+        } else {
+            self.stage().step = Step::Fencing { then: AfterFence::Release };
+            self.run(Task::Fence);
+        }
+    }
+
+    fn renew_when_due(&mut self, now: BootInstant) {
+        if self.stage().gives_up() {
+            return;
+        }
+        let accepted = self.state.holder.as_ref().map_or(0, |holder| holder.seq);
+        let timing = self.timing;
+        if let Some(seq) = self.lease.due(now, accepted, &timing) {
+            let published = self.publication();
+            let by = self.proof();
+            let ttl = timing.ttl;
+            self.propose(now, Slot::Renew, Command::Renew { by, seq, ttl, published });
+        }
+    }
+
+    /// What this renewal publishes. What is not known now keeps what was published last: a restart
+    /// must not make the cluster believe that a passive has less, or that nothing is exposed.
+    fn publication(&self) -> Published {
+        let last = self.state.holder.as_ref().and_then(|holder| holder.published.clone());
+        let mut published = last.unwrap_or_default();
+        if let Some(source) = &self.source {
+            published.flush_lsn = source.flush_lsn;
+            published.exposure = source.exposure;
+            for receiver in &source.receivers {
+                let durable = published.durable.entry(receiver.node).or_default();
+                *durable = (*durable).max(receiver.durable_lsn);
+            }
+        }
+        published.credit = published.flush_lsn + CREDIT_BYTES;
+        published
+    }
+
+    fn watch_server(&mut self, now: BootInstant) {
+        if !self.stage().has_server() {
+            return;
+        }
+        if !self.lease_runs(now) {
+            self.trouble = Some("the lease ran out: no majority confirms it".to_owned());
+            self.fence(AfterFence::Restart);
+            return;
+        }
+        let failed = match &self.local.postgres {
+            PostgresView::Unknown => None,
+            PostgresView::Stopped => Some("PostgreSQL is not running".to_owned()),
+            PostgresView::Running(facts) if facts.silent_for >= SILENCE_MAX => {
+                Some(format!("PostgreSQL has not answered for {:?}", facts.silent_for))
+            }
+            PostgresView::Running(facts) if facts.in_recovery == Some(true) => {
+                Some("PostgreSQL restarted by itself and came up read-only".to_owned())
+            }
+            PostgresView::Running(facts) if facts.foreign_gate => {
+                Some("somebody else is connected under the gate's name".to_owned())
+            }
+            PostgresView::Running(_) => None,
+        };
+        let Some(words) = failed else { return };
+        let stage = self.stage();
+        stage.restarts.retain(|at| now.since(*at) < RESTART_WINDOW);
+        stage.restarts.push(now);
+        let often = stage.restarts.len() > RESTARTS_MAX;
+        let somebody_else = !self.state.durability.eligible.is_empty();
+        self.trouble = Some(words);
+        self.fence(if often && somebody_else { AfterFence::Release } else { AfterFence::Restart });
+    }
+
+    fn fence(&mut self, then: AfterFence) {
+        // A restart in place keeps the epoch, so the permit may come back with the next server; until
+        // then there is no connection that it could act on.
+        self.permit = None;
+        if then == AfterFence::Release {
+            self.actions.push_back(Action::CloseGate(self.state.epoch));
+        }
+        self.source = None;
+        self.stage().step = Step::Fencing { then };
+        self.run(Task::Fence);
+    }
+
+    pub(super) fn holder_completed(&mut self, now: BootInstant, completion: Completion) {
+        match completion {
+            Completion::ReadDone => {
+                if let (true, Some(grant)) = (self.lease_runs(now), self.running_grant()) {
+                    self.stage().step = Step::Taking;
+                    self.run(Task::Hold(grant));
+                } else {
+                    self.stage().step = Step::Acquiring;
+                }
+            }
+            Completion::Held { end_lsn } => {
+                let stage = self.stage();
+                stage.floor = end_lsn;
+                stage.step = Step::Covering { end_lsn };
+            }
+            Completion::ClientsLetIn => self.stage().step = Step::Open,
+            Completion::Drained => {
+                self.source = None;
+                self.stage().step = Step::Fencing { then: AfterFence::Release };
+                self.run(Task::Fence);
+            }
+            Completion::Fenced => match self.stage().step {
+                Step::Fencing { then: AfterFence::Release } => {
+                    self.stage().step = Step::Releasing;
+                    self.propose_release(now);
+                }
+                _ => self.stage().step = Step::Acquiring,
+            },
+            Completion::DataReady
+            | Completion::Sealed(_)
+            | Completion::PromotedLocally { .. }
+            | Completion::Surveyed(_)
+            | Completion::Joined => {}
+        }
+    }
+
+    pub(super) fn holder_failed(&mut self, now: BootInstant, task: &Task) {
+        match task {
+            Task::Drain => {
+                self.stage().step = Step::Fencing { then: AfterFence::Release };
+                self.run(Task::Fence);
+            }
+            Task::Hold(_) => {
+                let stage = self.stage();
+                stage.restarts.retain(|at| now.since(*at) < RESTART_WINDOW);
+                stage.restarts.push(now);
+                let often = stage.restarts.len() > RESTARTS_MAX;
+                let somebody_else = !self.state.durability.eligible.is_empty();
+                let give_up = often && somebody_else;
+                self.fence(if give_up { AfterFence::Release } else { AfterFence::Restart });
+            }
+            Task::ReadIndex => self.stage().step = Step::Acquiring,
+            // Tried again by advance_holder after a pause.
+            Task::Fence | Task::LetClientsIn { .. } => {}
+            Task::PrepareData
+            | Task::Seal(_)
+            | Task::PromoteLocally { .. }
+            | Task::Survey
+            | Task::Join { .. } => {}
+        }
+    }
+
+    /// Only after the fence: the gate is shut for good, no renewal is sent any more, no process left.
+    fn propose_release(&mut self, now: BootInstant) {
+        let Some(holder) = &self.state.holder else { return };
+        let renewed_here = holder.process == self.process;
+        if holder.released.is_some() || !renewed_here {
+            return;
+        }
+        let seq = holder.seq;
+        let by = self.proof();
+        let command = Command::Release { by, seq, cause: ReleaseCause::Fenced };
+        self.propose(now, Slot::Release, command);
+    }
+
+    /// Strengthen first and record after; record a weakening first and do it after (RULE 1).
+    fn change_sync_set(&mut self, now: BootInstant) {
+        let Some(source) = self.source.clone() else { return };
+        for receiver in source.receivers.iter().filter(|receiver| receiver.attached) {
+            self.stage().last_attached.insert(receiver.node, now);
+        }
+        let members: Vec<NodeId> = self.state.data_nodes().filter(|node| *node != self.me).collect();
+        for node in members {
+            if self.state.durability.waited.contains(&node) {
+                let stage = self.stage();
+                stage.pending_adds.remove(&node);
+                stage.proposed_adds.remove(&node);
+                self.weaken_if_lost(now, &source, node);
+            } else {
+                self.strengthen(now, &source, node);
+            }
+        }
+    }
+
+    fn strengthen(&mut self, now: BootInstant, source: &SourcePositions, node: NodeId) {
+        let generation = self.state.durability.generation;
+        let unknown = self.stage().proposed_adds.get(&node) == Some(&generation);
+        let ready = receiver_of(source, node)
+            .filter(|receiver| receiver.attached && receiver.replay_lsn.is_some())
+            .copied();
+        let Some(receiver) = ready else {
+            if unknown {
+                // It may be recorded any moment, so it stays in the gate's set until that is known.
+                let at = receiver_of(source, node).map_or(Lsn::ZERO, |r| r.durable_lsn);
+                self.propose_add(now, generation, node, at);
+            } else {
+                self.stage().pending_adds.remove(&node);
+            }
+            return;
+        };
+        if self.state.marks.contains_key(&node) {
+            let by = self.proof();
+            self.propose(now, Slot::Mark, Command::ClearMark { by, node });
+            return;
+        }
+        if self.stage().pending_adds.insert(node) {
+            let next = PermitSerial(self.permit_serial.0 + 1);
+            self.stage().added_by.insert(node, next);
+            return; // publish_permit hands out the widened permit; its being in force comes back
+        }
+        let added_by = self.stage().added_by.get(&node).copied();
+        let waits = added_by.is_some_and(|serial| self.permit_in_force >= serial);
+        if waits && self.caught_up(source, &receiver) {
+            self.propose_add(now, generation, node, receiver.durable_lsn);
+        }
+    }
+
+    /// Everything that was ever acknowledged is durable there (`zero`), or as good as (`bounded`).
+    fn caught_up(&mut self, source: &SourcePositions, receiver: &ReceiverPosition) -> bool {
+        let floor = self.stage().floor.max(source.released_lsn);
+        match self.mode_in_force() {
+            DurabilityMode::Zero => receiver.durable_lsn >= floor,
+            DurabilityMode::Bounded | DurabilityMode::BestEffort => {
+                let floor = self.stage().floor;
+                receiver.durable_lsn >= floor && source.exposure.time <= CAUGHT_UP
+            }
+        }
+    }
+
+    fn propose_add(&mut self, now: BootInstant, generation: u64, node: NodeId, at: Lsn) {
+        self.stage().proposed_adds.insert(node, generation);
+        let by = self.proof();
+        self.propose(now, Slot::SyncAdd(node), Command::SyncAdd { by, generation, node, at });
+    }
+
+    fn weaken_if_lost(&mut self, now: BootInstant, source: &SourcePositions, node: NodeId) {
+        if self.state.config.on_passive_loss != OnPassiveLoss::Degrade {
+            return;
+        }
+        let last = *self.stage().last_attached.entry(node).or_insert(now);
+        let away = now.since(last);
+        let lost = match self.mode_in_force() {
+            DurabilityMode::Zero => away >= self.state.config.degrade_after,
+            DurabilityMode::Bounded => {
+                let near = self.state.config.rpo.saturating_sub(self.timing.ttl * 2);
+                !away.is_zero() && source.exposure.time >= near
+            }
+            DurabilityMode::BestEffort => false,
+        };
+        if lost {
+            let generation = self.state.durability.generation;
+            let by = self.proof();
+            self.propose(now, Slot::SyncRemove(node), Command::SyncRemove { by, generation, node });
+        }
+    }
+
+    /// The stricter of what is in force and what is wanted.
+    fn mode_in_force(&self) -> DurabilityMode {
+        self.state.durability.mode.max(self.state.config.mode)
+    }
+
+    fn publish_permit(&mut self) {
+        let (Some(deadline), Some(grant)) = (self.lease.deadline(), self.running_grant()) else {
+            return;
+        };
+        let mode = self.mode_in_force();
+        let pending = self.stage().pending_adds.clone();
+        let lifted = self.state.durability.lifted;
+        let mut waited_for: BTreeSet<NodeId> = self.state.durability.waited.clone();
+        waited_for.extend(pending.iter().copied());
+        let published = self.state.holder.as_ref().and_then(|holder| holder.published.as_ref());
+        let credit = published.map_or(Lsn::ZERO, |published| published.credit);
+        let ceiling = self.state.config.rpo.saturating_sub(self.timing.ttl);
+        let bounded = mode == DurabilityMode::Bounded && (!lifted || !pending.is_empty());
+        let wanted = Permit {
+            serial: self.permit_serial,
+            epoch: grant.epoch,
+            promotion: grant.promotion,
+            deadline,
+            mode,
+            quorum: waited_for.len(),
+            sole_survivor: lifted && waited_for.is_empty(),
+            waited_for: waited_for.into_iter().collect(),
+            credit,
+            exposure_max: bounded.then_some(ceiling),
+        };
+        if self.permit.as_ref() == Some(&wanted) {
+            return;
+        }
+        self.permit_serial = PermitSerial(self.permit_serial.0 + 1);
+        let permit = Permit { serial: self.permit_serial, ..wanted };
+        self.permit = Some(permit.clone());
+        self.actions.push_back(Action::SetPermit(permit));
+    }
+}

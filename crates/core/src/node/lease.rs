@@ -1,0 +1,155 @@
+//! The lease, from both sides (I4): the holder's deadline and the challenger's wait.
+//!
+//! The holder counts from the moment it *sent* a renewal, shortened; the challenger from the moment
+//! it *applied* it, lengthened. Only the local clock is used on each side.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use understudy_types::{BootInstant, Epoch};
+
+use crate::{ClusterState, Timing};
+
+/// Renewals that may be under way at once; more are not sent.
+const IN_FLIGHT_MAX: usize = 8;
+
+/// The holder's side.
+#[derive(Debug, Default)]
+pub(crate) struct HolderLease {
+    epoch: Epoch,
+    /// seq → (sent at, ttl); a renewal counts from the moment *before* it was handed out.
+    sent: BTreeMap<u64, (BootInstant, Duration)>,
+    deadline: Option<BootInstant>,
+    last_sent: Option<BootInstant>,
+}
+
+impl HolderLease {
+    /// Forgets everything that belongs to another epoch.
+    pub(crate) fn enter(&mut self, epoch: Epoch) {
+        if self.epoch != epoch {
+            *self = HolderLease { epoch, ..HolderLease::default() };
+        }
+    }
+
+    /// The sequence number of a renewal to send now, if one is due. The caller proposes it at once.
+    pub(crate) fn due(
+        &mut self,
+        now: BootInstant,
+        accepted_seq: u64,
+        timing: &Timing,
+    ) -> Option<u64> {
+        self.sent.retain(|seq, _| *seq > accepted_seq);
+        let waited = self.last_sent.is_none_or(|at| now.since(at) >= timing.renew);
+        if !waited || self.sent.len() >= IN_FLIGHT_MAX {
+            // A renewal whose fate is unknown for a whole ttl can no longer prolong anything.
+            self.sent.retain(|_, (at, ttl)| now.since(*at) < *ttl);
+            return None;
+        }
+        let newest = self.sent.keys().next_back().copied().unwrap_or(0).max(accepted_seq);
+        let seq = newest + 1;
+        self.sent.insert(seq, (now, timing.ttl));
+        self.last_sent = Some(now);
+        Some(seq)
+    }
+
+    /// A renewal of this process and epoch was accepted.
+    pub(crate) fn accepted(&mut self, epoch: Epoch, seq: u64, timing: &Timing) {
+        if epoch != self.epoch {
+            return;
+        }
+        if let Some((at, ttl)) = self.sent.remove(&seq) {
+            let deadline = at + timing.holder_span(ttl);
+            self.deadline = Some(self.deadline.map_or(deadline, |before| before.max(deadline)));
+        }
+    }
+
+    /// A renewal failed before it reached the log: the next one may go out without waiting.
+    pub(crate) fn failed(&mut self) {
+        self.last_sent = None;
+    }
+
+    /// The moment from which nothing is released; `None` before the first accepted renewal.
+    pub(crate) fn deadline(&self) -> Option<BootInstant> {
+        self.deadline
+    }
+
+    /// When the next renewal is due.
+    pub(crate) fn next_due(&self, timing: &Timing) -> BootInstant {
+        self.last_sent.map_or(BootInstant::ZERO, |at| at + timing.renew)
+    }
+}
+
+/// The challenger's side, kept on every voter by its own volatile clock.
+#[derive(Debug, Default)]
+pub(crate) struct ChallengerClock {
+    seen: Option<(Epoch, u64, bool)>,
+    over_at: BootInstant,
+}
+
+impl ChallengerClock {
+    /// Takes notice of the applied state. Anything that may have prolonged a lease restarts the wait,
+    /// with the longest ttl that is still running; so does the first state after an own start.
+    pub(crate) fn observe(&mut self, now: BootInstant, state: &ClusterState, timing: &Timing) {
+        let Some(holder) = &state.holder else { return };
+        let key = (state.epoch, holder.seq, state.active().is_some());
+        if self.seen != Some(key) {
+            self.seen = Some(key);
+            let ttl = holder.ttl.max(timing.ttl);
+            self.over_at = self.over_at.max(now + timing.challenger_span(ttl));
+        }
+    }
+
+    /// The lease of the present epoch is over as far as this node's clock can tell.
+    pub(crate) fn is_over(&self, now: BootInstant) -> bool {
+        self.seen.is_some() && now >= self.over_at
+    }
+
+    /// When it will be, unless it is renewed.
+    pub(crate) fn over_at(&self) -> Option<BootInstant> {
+        self.seen.map(|_| self.over_at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> BootInstant {
+        BootInstant(ms * 1_000_000)
+    }
+
+    #[test]
+    fn the_deadline_counts_from_the_sending_not_from_the_answer() {
+        let timing = Timing::DEFAULT;
+        let mut lease = HolderLease::default();
+        let epoch = Epoch { incarnation: 0, number: 1 };
+        lease.enter(epoch);
+        let seq = lease.due(at(1000), 0, &timing).unwrap();
+        lease.accepted(epoch, seq, &timing);
+        assert_eq!(lease.deadline(), Some(at(1000) + timing.holder_span(timing.ttl)));
+    }
+
+    #[test]
+    fn a_late_acceptance_of_an_older_renewal_never_shortens_the_lease() {
+        let timing = Timing::DEFAULT;
+        let mut lease = HolderLease::default();
+        let epoch = Epoch { incarnation: 0, number: 1 };
+        lease.enter(epoch);
+        let first = lease.due(at(1000), 0, &timing).unwrap();
+        let second = lease.due(at(2000), 0, &timing).unwrap();
+        lease.accepted(epoch, second, &timing);
+        let deadline = lease.deadline();
+        lease.accepted(epoch, first, &timing);
+        assert_eq!(lease.deadline(), deadline);
+    }
+
+    #[test]
+    fn an_acceptance_of_another_epoch_grants_nothing() {
+        let timing = Timing::DEFAULT;
+        let mut lease = HolderLease::default();
+        lease.enter(Epoch { incarnation: 0, number: 2 });
+        let seq = lease.due(at(1), 0, &timing).unwrap();
+        lease.accepted(Epoch { incarnation: 0, number: 1 }, seq, &timing);
+        assert_eq!(lease.deadline(), None);
+    }
+}

@@ -1,0 +1,280 @@
+//! Everybody who does not hold the epoch: fence what runs as a primary, climb the rejoin ladder,
+//! follow the holder.
+
+use std::time::Duration;
+
+use understudy_types::{Admission, BootInstant, Epoch, NodeId, PermitSerial};
+
+use super::{
+    Action, Completion, Core, DataView, FollowEnd, PostgresView, Role, Task, TaskFailure,
+};
+use crate::rejoin::{self, Plan, Rung, Survey};
+use crate::state::Phase;
+
+/// A standby that answers nothing for this long is started again.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// What the passive is doing.
+#[derive(Debug)]
+enum Step {
+    /// Not known yet how things stand.
+    Assessing,
+    /// Ending every process of a server that must not run as it does.
+    Fencing,
+    /// Looking at the data directory.
+    Surveying,
+    /// Climbing a rung of the ladder.
+    Joining(Rung),
+    /// The standby runs; the stream is followed.
+    Following,
+    /// A person has to decide; the trouble says what.
+    Refused,
+}
+
+/// The passive's own memory.
+#[derive(Debug)]
+pub(super) struct PassiveStage {
+    step: Step,
+    /// The lowest rung that may still be tried.
+    at_least: Rung,
+    following: Option<(Epoch, NodeId)>,
+}
+
+impl PassiveStage {
+    pub(super) fn begin() -> PassiveStage {
+        PassiveStage { step: Step::Assessing, at_least: Rung::Follow, following: None }
+    }
+
+    pub(super) fn word(&self) -> &'static str {
+        match self.step {
+            Step::Assessing => "assessing",
+            Step::Fencing => "fencing",
+            Step::Surveying => "surveying",
+            Step::Joining(Rung::Follow) => "joining: follow",
+            Step::Joining(Rung::Rewind) => "joining: rewind",
+            Step::Joining(Rung::Clone) => "joining: clone",
+            Step::Following => "passive",
+            Step::Refused => "refused",
+        }
+    }
+}
+
+impl Core {
+    fn passive(&mut self) -> &mut PassiveStage {
+        match &mut self.role {
+            Role::Passive(stage) => stage,
+            Role::Idle | Role::Holder(_) | Role::Candidate(_) => {
+                unreachable!("only called in the passive's role")
+            }
+        }
+    }
+
+    /// A standby runs here, on complete data, and its journal follows the present lineage.
+    pub(super) fn promotable(&self, stage: &PassiveStage) -> bool {
+        let standby = self.postgres_facts().is_some_and(|f| f.in_recovery == Some(true));
+        matches!(stage.step, Step::Following) && standby && self.local.journal.is_some()
+    }
+
+    pub(super) fn advance_passive(&mut self, now: BootInstant) {
+        let idle = self.running.is_none() && now >= self.retry_at;
+        match self.passive().step {
+            Step::Assessing => self.assess(idle),
+            Step::Fencing if idle => self.run(Task::Fence),
+            Step::Surveying if idle => self.run(Task::Survey),
+            Step::Joining(_) if idle => {
+                // The holder may have changed while a rung was being climbed.
+                self.passive().step = Step::Surveying;
+                self.run(Task::Survey);
+            }
+            Step::Following => self.keep_following(idle),
+            Step::Refused => self.reassess_refusal(),
+            Step::Fencing | Step::Surveying | Step::Joining(_) => {}
+        }
+    }
+
+    fn assess(&mut self, idle: bool) {
+        if !idle || self.local.data == DataView::Unknown {
+            return;
+        }
+        match &self.local.postgres {
+            PostgresView::Unknown => {}
+            PostgresView::Running(facts) => match facts.in_recovery {
+                // Written to, or about to be, by nobody who may: end it at once.
+                Some(false) => self.fence_passive(),
+                Some(true) if self.journal_is_current() => {
+                    self.passive().step = Step::Following;
+                }
+                Some(true) => self.fence_passive(),
+                None if facts.silent_for >= SILENCE_MAX => self.fence_passive(),
+                None => {}
+            },
+            // Also with nothing running: the proof that nothing is left costs little, and what it
+            // leaves behind (standby.signal) is what the next start needs.
+            PostgresView::Stopped => self.fence_passive(),
+        }
+    }
+
+    fn fence_passive(&mut self) {
+        self.unfollow();
+        self.passive().step = Step::Fencing;
+        self.run(Task::Fence);
+    }
+
+    /// The journal follows the WAL of the present promotion, so what runs on it may go on.
+    fn journal_is_current(&self) -> bool {
+        let current = self.state.last_granted().map(|(_, granted)| granted.promotion);
+        current.is_some() && self.local.journal.and_then(|journal| journal.promotion) == current
+    }
+
+    fn keep_following(&mut self, idle: bool) {
+        if self.state.phase != Phase::Running {
+            self.unfollow();
+            return;
+        }
+        let Some(holder) = self.state.active() else { return };
+        match &self.local.postgres {
+            PostgresView::Running(facts) if facts.in_recovery == Some(false) => {
+                self.fence_passive();
+                return;
+            }
+            PostgresView::Running(facts) if facts.silent_for >= SILENCE_MAX => {
+                self.trouble = Some(format!("the standby has not answered for {:?}", facts.silent_for));
+                self.fence_passive();
+                return;
+            }
+            PostgresView::Stopped if idle => {
+                self.trouble = Some("the standby is not running".to_owned());
+                self.fence_passive();
+                return;
+            }
+            PostgresView::Running(_) | PostgresView::Stopped | PostgresView::Unknown => {}
+        }
+        if !self.journal_is_current() {
+            self.fence_passive();
+            return;
+        }
+        self.follow(holder);
+    }
+
+    fn follow(&mut self, holder: NodeId) {
+        let epoch = self.state.epoch;
+        if self.passive().following == Some((epoch, holder)) {
+            return;
+        }
+        let Some(current) = self.state.current().cloned() else { return };
+        self.permit_serial = PermitSerial(self.permit_serial.0 + 1);
+        let admission = Admission {
+            serial: self.permit_serial,
+            epoch,
+            promotion: current.promotion,
+            timeline: current.timeline,
+        };
+        let history = self.state.history();
+        self.passive().following = Some((epoch, holder));
+        self.actions.push_back(Action::Follow { holder, admission, history });
+    }
+
+    fn unfollow(&mut self) {
+        if self.passive().following.take().is_some() {
+            self.actions.push_back(Action::Unfollow);
+        }
+    }
+
+    /// A refusal stands until the data directory is another one.
+    fn reassess_refusal(&mut self) {
+        if self.local.data == DataView::Empty {
+            self.trouble = None;
+            self.passive().step = Step::Assessing;
+        }
+    }
+
+    pub(super) fn passive_completed(&mut self, now: BootInstant, completion: Completion) {
+        match completion {
+            Completion::Fenced => {
+                self.passive().step = Step::Surveying;
+                self.run(Task::Survey);
+            }
+            Completion::Surveyed(survey) => self.surveyed(now, &survey),
+            Completion::Joined => {
+                let stage = self.passive();
+                stage.step = Step::Following;
+                stage.at_least = Rung::Follow;
+                stage.following = None;
+            }
+            Completion::ReadDone
+            | Completion::DataReady
+            | Completion::Held { .. }
+            | Completion::ClientsLetIn
+            | Completion::Sealed(_)
+            | Completion::PromotedLocally { .. }
+            | Completion::Drained => {}
+        }
+    }
+
+    fn surveyed(&mut self, now: BootInstant, survey: &Survey) {
+        let system_id = self.state.identity.as_ref().and_then(|identity| identity.system_id);
+        let (Some(holder), Some(system_id)) = (self.state.active(), system_id) else {
+            // Nobody to join yet; look again a little later.
+            self.retry_at = now + super::TASK_RETRY;
+            return;
+        };
+        let history = self.state.history();
+        let at_least = self.passive().at_least;
+        match rejoin::plan(survey, system_id, &history, at_least) {
+            Plan::Join { rung, keep_from, why } => {
+                self.trouble = Some(format!("{}: {why}", rung.word()));
+                self.passive().step = Step::Joining(rung);
+                let epoch = self.state.epoch;
+                self.run(Task::Join { rung, keep_from, holder, history, epoch });
+            }
+            Plan::Refuse(why) => {
+                self.trouble = Some(why);
+                self.passive().step = Step::Refused;
+            }
+        }
+    }
+
+    pub(super) fn passive_failed(&mut self, task: &Task, failure: &TaskFailure) {
+        let Task::Join { rung, .. } = task else { return };
+        // Only what a rung itself could not do leads to the next one, which costs more and destroys
+        // more; a holder that cannot be reached does not.
+        if failure.suspect {
+            let next = rung.next();
+            self.passive().at_least = next;
+        }
+        self.passive().step = Step::Fencing;
+    }
+
+    pub(super) fn follow_ended(&mut self, end: FollowEnd) {
+        let Role::Passive(stage) = &mut self.role else { return };
+        stage.following = None;
+        let (words, at_least) = match end {
+            FollowEnd::Diverged(words) => (words, Rung::Rewind),
+            FollowEnd::WalGone(words) => (words, Rung::Clone),
+            FollowEnd::JournalFailed(words) => (words, Rung::Follow),
+        };
+        stage.at_least = stage.at_least.max(at_least);
+        stage.step = Step::Fencing;
+        self.trouble = Some(words);
+    }
+}
+
+impl Rung {
+    /// The next higher rung.
+    fn next(self) -> Rung {
+        match self {
+            Rung::Follow => Rung::Rewind,
+            Rung::Rewind | Rung::Clone => Rung::Clone,
+        }
+    }
+
+    /// The verb.
+    pub fn word(self) -> &'static str {
+        match self {
+            Rung::Follow => "follow",
+            Rung::Rewind => "rewind",
+            Rung::Clone => "clone",
+        }
+    }
+}
+

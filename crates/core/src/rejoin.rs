@@ -1,0 +1,209 @@
+//! The rejoin ladder: how a data directory gets back under the present holder.
+//!
+//! Follow where that is proven safe, else rewind, else clone. Proven safe means that the end of the
+//! node's own WAL lies at or before the point where the cluster's history left it; checkpoints alone
+//! do not say that (mistake 12 of docs/safety.md).
+
+use understudy_types::{Lineage, Lsn, SystemId, Timeline};
+
+/// What was found in a data directory whose PostgreSQL is stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Survey {
+    /// Nothing is there.
+    Empty,
+    /// It cannot be used, and it is not ours to remove.
+    Unusable(String),
+    /// A clone or rewind did not finish.
+    Dirty,
+    /// A cluster.
+    Cluster {
+        /// Its system identifier.
+        system_id: SystemId,
+        /// The timeline of the end of its WAL.
+        timeline: Timeline,
+        /// The end of the last complete record of its own WAL.
+        end_lsn: Lsn,
+        /// The lineage that this node recorded while it held or followed; empty if it never did.
+        recorded: Vec<Lineage>,
+    },
+}
+
+/// A rung of the ladder, cheapest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rung {
+    /// Start as a standby on what is there.
+    Follow,
+    /// `pg_rewind`.
+    Rewind,
+    /// A fresh base backup.
+    Clone,
+}
+
+/// What to do, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Plan {
+    /// Climb this rung. `keep_from`: first copy the node's own WAL from here on into `divergent/`.
+    Join {
+        /// Which rung.
+        rung: Rung,
+        /// Where diverged WAL begins; `None` when there is none.
+        keep_from: Option<Lsn>,
+        /// Why this one.
+        why: String,
+    },
+    /// A person has to decide.
+    Refuse(String),
+}
+
+/// Chooses the rung, no lower than `at_least` (a lower one has failed before).
+pub fn plan(survey: &Survey, system_id: SystemId, history: &[Lineage], at_least: Rung) -> Plan {
+    let join = |rung: Rung, keep_from: Option<Lsn>, why: String| {
+        // A follower whose bytes turned out to differ keeps all of its WAL: where it parted from the
+        // cluster's history is not known.
+        let differs = rung == Rung::Follow && at_least == Rung::Rewind;
+        let keep_from = keep_from.or(differs.then_some(Lsn::ZERO));
+        Plan::Join { rung: rung.max(at_least), keep_from, why }
+    };
+    match survey {
+        Survey::Empty => join(Rung::Clone, None, "the data directory is empty".to_owned()),
+        Survey::Dirty => {
+            join(Rung::Clone, None, "a clone or rewind did not finish here".to_owned())
+        }
+        Survey::Unusable(what) => Plan::Refuse(what.clone()),
+        Survey::Cluster { system_id: found, .. } if *found != system_id => Plan::Refuse(format!(
+            "the data directory belongs to another cluster: its system identifier is {found}, this \
+             cluster's is {system_id}; move it away to have it cloned afresh"
+        )),
+        Survey::Cluster { timeline, end_lsn, recorded, .. } => {
+            let own = recorded.iter().rev().find(|entry| entry.timeline == *timeline);
+            let position = history.iter().rposition(|entry| match own {
+                Some(own) => entry.timeline == own.timeline && entry.promotion == own.promotion,
+                // Never held, never followed: the number is all there is, and the first attachment
+                // compares the bytes.
+                None => recorded.is_empty() && entry.timeline == *timeline,
+            });
+            match position {
+                Some(position) => {
+                    let fork = history.get(position + 1).and_then(|next| next.fork_lsn);
+                    judge_end(*timeline, *end_lsn, fork, &join)
+                }
+                None => {
+                    let fork = last_common_fork(recorded, history);
+                    let why = format!("timeline {timeline} here is not in the cluster's history");
+                    match fork {
+                        Some(fork) => join(Rung::Rewind, Some(fork), why),
+                        None => join(Rung::Clone, Some(Lsn::ZERO), why),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn judge_end(
+    timeline: Timeline,
+    end_lsn: Lsn,
+    fork: Option<Lsn>,
+    join: &dyn Fn(Rung, Option<Lsn>, String) -> Plan,
+) -> Plan {
+    match fork {
+        Some(fork) if end_lsn > fork => join(
+            Rung::Rewind,
+            Some(fork),
+            format!("its WAL on timeline {timeline} ends at {end_lsn}, after the fork at {fork}"),
+        ),
+        Some(fork) => join(
+            Rung::Follow,
+            None,
+            format!("its WAL on timeline {timeline} ends at {end_lsn}, before the fork at {fork}"),
+        ),
+        None => join(Rung::Follow, None, format!("timeline {timeline} is the current one")),
+    }
+}
+
+/// Where the two histories part, if they share anything.
+fn last_common_fork(recorded: &[Lineage], history: &[Lineage]) -> Option<Lsn> {
+    let shared = |mine: &Lineage| {
+        history.iter().position(|h| h.promotion == mine.promotion && h.timeline == mine.timeline)
+    };
+    let (mine, theirs) =
+        recorded.iter().enumerate().rev().find_map(|(i, m)| shared(m).map(|t| (i, t)))?;
+    let fork_of = |lineage: &[Lineage], at: usize| lineage.get(at + 1).and_then(|next| next.fork_lsn);
+    match (fork_of(recorded, mine), fork_of(history, theirs)) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use understudy_types::{Epoch, PromotionId};
+
+    const SYSTEM: SystemId = SystemId(7);
+
+    fn link(number: u64, timeline: u32, uuid: u128, fork: Option<u64>) -> Lineage {
+        Lineage {
+            epoch: Epoch { incarnation: 0, number },
+            promotion: PromotionId(uuid::Uuid::from_u128(uuid)),
+            timeline: Timeline::new(timeline).unwrap(),
+            fork_lsn: fork.map(Lsn),
+        }
+    }
+
+    fn cluster(timeline: u32, end: u64, recorded: Vec<Lineage>) -> Survey {
+        let timeline = Timeline::new(timeline).unwrap();
+        Survey::Cluster { system_id: SYSTEM, timeline, end_lsn: Lsn(end), recorded }
+    }
+
+    fn rung_of(survey: Survey, history: &[Lineage]) -> Option<(Rung, Option<Lsn>)> {
+        match plan(&survey, SYSTEM, history, Rung::Follow) {
+            Plan::Join { rung, keep_from, .. } => Some((rung, keep_from)),
+            Plan::Refuse(_) => None,
+        }
+    }
+
+    #[test]
+    fn wal_that_ends_after_the_fork_is_rewound_and_kept_from_there() {
+        let history = [link(1, 1, 10, None), link(2, 2, 20, Some(100))];
+        let survey = cluster(1, 101, vec![link(1, 1, 10, None)]);
+        assert_eq!(rung_of(survey, &history), Some((Rung::Rewind, Some(Lsn(100)))));
+    }
+
+    #[test]
+    fn wal_that_ends_at_the_fork_follows() {
+        let history = [link(1, 1, 10, None), link(2, 2, 20, Some(100))];
+        let survey = cluster(1, 100, vec![link(1, 1, 10, None)]);
+        assert_eq!(rung_of(survey, &history), Some((Rung::Follow, None)));
+    }
+
+    #[test]
+    fn an_equal_timeline_number_of_another_promotion_never_follows() {
+        let history = [link(1, 1, 10, None), link(2, 2, 20, Some(100))];
+        let survey = cluster(2, 90, vec![link(1, 1, 10, None), link(2, 2, 99, Some(80))]);
+        assert_eq!(rung_of(survey, &history), Some((Rung::Rewind, Some(Lsn(80)))));
+    }
+
+    #[test]
+    fn a_foreign_data_directory_is_refused_and_an_incomplete_one_cloned() {
+        let history = [link(1, 1, 10, None)];
+        let foreign = Survey::Cluster {
+            system_id: SystemId(8),
+            timeline: Timeline::FIRST,
+            end_lsn: Lsn(1),
+            recorded: vec![],
+        };
+        assert_eq!(rung_of(foreign, &history), None);
+        assert_eq!(rung_of(Survey::Dirty, &history), Some((Rung::Clone, None)));
+        assert_eq!(rung_of(Survey::Empty, &history), Some((Rung::Clone, None)));
+    }
+
+    #[test]
+    fn a_rung_that_failed_is_not_tried_again() {
+        let history = [link(1, 1, 10, None)];
+        let survey = cluster(1, 5, vec![link(1, 1, 10, None)]);
+        let Plan::Join { rung, .. } = plan(&survey, SYSTEM, &history, Rung::Clone) else { panic!() };
+        assert_eq!(rung, Rung::Clone);
+    }
+}

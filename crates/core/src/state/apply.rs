@@ -1,0 +1,516 @@
+//! `ClusterState::apply`: every transition, with its conditions. Pure; no clock.
+//!
+//! One function a command, each a list of refusals followed by the change (docs/safety.md,
+//! "Commands"). What only the proposer's clock can know (is the lease over?) is the proposer's duty;
+//! that nothing was renewed since it looked is checked here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use understudy_types::{ClusterId, DurabilityMode, Epoch, Lsn, NodeId, NodeKind, SystemId, Timeline};
+
+use super::{
+    ClusterState, Command, Durability, Expect, FailoverOrder, Granted, Holder, HolderProof, Identity,
+    Ineligible, Mark, Member, OPERATIONS_KEPT, Operation, OperationKind, OperationStatus, Outcome,
+    Pause, Phase, PromoteCause, Promoting, Published, Rejection,
+};
+use crate::{ClusterConfig, OnSoleSurvivor};
+
+type Applied = Result<Option<u64>, Rejection>;
+
+impl ClusterState {
+    /// Applies the entry at `index`. The state changes if and only if the outcome is *Accepted*.
+    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
+        match self.try_apply(index, command) {
+            Ok(operation) => Outcome::Accepted { operation },
+            Err(rejection) => Outcome::Rejected(rejection),
+        }
+    }
+
+    fn try_apply(&mut self, index: u64, command: &Command) -> Applied {
+        if !matches!(command, Command::Found { .. }) && self.identity.is_none() {
+            return Err(Rejection::NotFounded);
+        }
+        match command {
+            Command::Found { cluster, members, config, initial_active } => {
+                self.found(*cluster, members, *config, *initial_active)
+            }
+            Command::Renew { by, seq, ttl, published } => self.renew(by, *seq, *ttl, published),
+            Command::Release { by, seq, cause } => {
+                self.check_holder(by)?;
+                self.check_seq(*seq)?;
+                let holder = self.holder.as_mut().expect("check_holder found one");
+                holder.released = Some(*cause);
+                Ok(None)
+            }
+            Command::SyncAdd { by, generation, node, at } => {
+                self.sync_add(by, *generation, *node, *at)
+            }
+            Command::SyncRemove { by, generation, node } => self.sync_remove(by, *generation, *node),
+            Command::SetMark { node, mark } => self.set_mark(*node, mark),
+            Command::ClearMark { by, node } => {
+                self.check_holder(by)?;
+                self.marks.remove(node).map(|_| None).ok_or(Rejection::NoChange)
+            }
+            Command::Promote { .. } => self.promote(command),
+            Command::Promoted { .. } => self.promoted(command),
+            Command::OrderFailover { to, epoch, caller, reason, at_unix_us } => {
+                self.order_failover(*to, *epoch)?;
+                let kind = OperationKind::Failover;
+                self.begin(index, kind, caller, reason, *at_unix_us, OperationStatus::Running);
+                self.order = Some(FailoverOrder { operation: index, to: *to });
+                Ok(Some(index))
+            }
+            Command::EndOrder { operation, why, at_unix_us } => {
+                if self.order.as_ref().map(|order| order.operation) != Some(*operation) {
+                    return Err(Rejection::NoOperation);
+                }
+                self.order = None;
+                self.end(*operation, OperationStatus::Failed(why.clone()), *at_unix_us);
+                Ok(None)
+            }
+            Command::Pause { until_unix_us, caller, reason, at_unix_us } => {
+                if let Some(previous) = self.pause.take() {
+                    self.end(previous.operation, OperationStatus::Done, *at_unix_us);
+                }
+                let kind = OperationKind::Pause;
+                self.begin(index, kind, caller, reason, *at_unix_us, OperationStatus::Running);
+                self.pause = Some(Pause { until_unix_us: *until_unix_us, operation: index });
+                Ok(Some(index))
+            }
+            Command::Resume { caller, reason, at_unix_us } => {
+                let pause = self.pause.take().ok_or(Rejection::NoChange)?;
+                self.end(pause.operation, OperationStatus::Done, *at_unix_us);
+                let Some(caller) = caller else { return Ok(None) };
+                let kind = OperationKind::Resume;
+                self.begin(index, kind, caller, reason, *at_unix_us, OperationStatus::Done);
+                self.end(index, OperationStatus::Done, *at_unix_us);
+                Ok(Some(index))
+            }
+        }
+    }
+
+    fn found(
+        &mut self,
+        cluster: ClusterId,
+        members: &[(NodeId, Member)],
+        config: ClusterConfig,
+        initial_active: NodeId,
+    ) -> Applied {
+        if self.identity.is_some() {
+            return Err(Rejection::AlreadyFounded);
+        }
+        let map: BTreeMap<NodeId, Member> = members.iter().cloned().collect();
+        let names: BTreeSet<_> = map.values().map(|member| &member.name).collect();
+        if map.len() != members.len() || names.len() != members.len() {
+            return Err(Rejection::BadFounding("an id or a name occurs twice".to_owned()));
+        }
+        if map.get(&initial_active).is_none_or(|member| member.kind != NodeKind::Data) {
+            return Err(Rejection::NotADataNode(initial_active));
+        }
+        self.identity = Some(Identity { cluster, system_id: None, initial_active });
+        self.members = map;
+        self.config = config;
+        self.config_version = 1;
+        self.durability.mode = config.mode;
+        Ok(None)
+    }
+
+    fn renew(
+        &mut self,
+        by: &HolderProof,
+        seq: u64,
+        ttl: std::time::Duration,
+        published: &Published,
+    ) -> Applied {
+        self.check_epoch(by.epoch)?;
+        let order_pending = self.order.is_some();
+        let holder = self.holder.as_mut().ok_or(Rejection::NotHolder(by.node))?;
+        if holder.node != by.node {
+            return Err(Rejection::NotHolder(by.node));
+        }
+        if by.process < holder.process {
+            return Err(Rejection::Process { sent: by.process, current: holder.process });
+        }
+        // An ordered failover must come to pass even if the holder does not cooperate: its lease is
+        // not prolonged any more.
+        if holder.released.is_some() || order_pending {
+            return Err(Rejection::Released);
+        }
+        if seq <= holder.seq {
+            return Err(Rejection::Seq { expected: seq, current: holder.seq });
+        }
+        holder.process = by.process;
+        holder.seq = seq;
+        holder.ttl = ttl;
+        holder.published = Some(published.clone());
+        Ok(None)
+    }
+
+    fn sync_add(&mut self, by: &HolderProof, generation: u64, node: NodeId, at: Lsn) -> Applied {
+        self.check_holder(by)?;
+        self.check_running()?;
+        self.check_generation(generation)?;
+        self.check_data_node(node)?;
+        if node == by.node {
+            return Err(Rejection::NotEligible { node, why: Ineligible::IsHolder });
+        }
+        if let Some(mark) = self.marks.get(&node) {
+            return Err(Rejection::NotEligible { node, why: Ineligible::Marked(mark.to_string()) });
+        }
+        if self.durability.eligible.contains(&node) {
+            return Err(Rejection::NoChange);
+        }
+        self.durability.waited.insert(node);
+        self.durability.eligible.insert(node);
+        self.durability.lifted = false;
+        self.durability.mode = self.config.mode;
+        self.durability.generation += 1;
+        // From now on it answers for this position: a promotion of it with less is refused, also
+        // before the next renewal publishes where it stands.
+        if let Some(published) = self.holder.as_mut().and_then(|h| h.published.as_mut()) {
+            let durable = published.durable.entry(node).or_default();
+            *durable = (*durable).max(at);
+        }
+        Ok(None)
+    }
+
+    fn sync_remove(&mut self, by: &HolderProof, generation: u64, node: NodeId) -> Applied {
+        self.check_holder(by)?;
+        self.check_running()?;
+        self.check_generation(generation)?;
+        if !self.durability.waited.remove(&node) {
+            return Err(Rejection::NoChange);
+        }
+        self.durability.eligible.remove(&node);
+        self.durability.lifted = self.durability.waited.is_empty();
+        self.durability.generation += 1;
+        Ok(None)
+    }
+
+    fn set_mark(&mut self, node: NodeId, mark: &Mark) -> Applied {
+        self.check_data_node(node)?;
+        if self.marks.get(&node) == Some(mark) {
+            return Err(Rejection::NoChange);
+        }
+        self.marks.insert(node, mark.clone());
+        // RULE 1 allows this at any time: E shrinks, the gate's set stays.
+        if self.durability.eligible.remove(&node) {
+            self.durability.generation += 1;
+        }
+        Ok(None)
+    }
+
+    fn promote(&mut self, command: &Command) -> Applied {
+        let Command::Promote {
+            to,
+            epoch,
+            promotion,
+            timeline,
+            cause,
+            expect,
+            durable_lsn,
+            system_id,
+        } = command
+        else {
+            unreachable!("called for Promote only");
+        };
+        self.check_expect(expect)?;
+        self.check_data_node(*to)?;
+        if *epoch != self.epoch.next() {
+            return Err(Rejection::Epoch { expected: *epoch, current: self.epoch });
+        }
+        let resumes = self.last_granted().is_some_and(|(_, granted)| granted.node == *to);
+        self.check_cause(*cause, *to, resumes, *durable_lsn)?;
+        self.check_timeline(*timeline, resumes)?;
+        self.adopt_system_id(*cause, *system_id)?;
+        self.epoch = *epoch;
+        self.timeline_high = self.timeline_high.max(Some(*timeline));
+        // What was published last stays until the new holder renews: a supersession is judged by it.
+        let (ttl, published) =
+            self.holder.take().map_or((Default::default(), None), |h| (h.ttl, h.published));
+        self.holder = Some(Holder {
+            node: *to,
+            process: Default::default(),
+            seq: 0,
+            ttl,
+            released: None,
+            published,
+        });
+        self.phase = Phase::Promoting(Promoting {
+            to: *to,
+            promotion: *promotion,
+            timeline: *timeline,
+            cause: *cause,
+            resumes,
+        });
+        Ok(None)
+    }
+
+    /// The lease side and the data side of ELIGIBLE.
+    fn check_cause(
+        &self,
+        cause: PromoteCause,
+        to: NodeId,
+        resumes: bool,
+        durable_lsn: Option<Lsn>,
+    ) -> Result<(), Rejection> {
+        match cause {
+            PromoteCause::Bootstrap => {
+                let initial = self.identity.as_ref().map(|identity| identity.initial_active);
+                let fits = self.phase == Phase::Bootstrap && initial == Some(to);
+                return if fits { Ok(()) } else { Err(Rejection::Phase) };
+            }
+            PromoteCause::LeaseOver => self.check_running()?,
+            PromoteCause::Released => {
+                self.check_running()?;
+                if self.holder.as_ref().is_none_or(|holder| holder.released.is_none()) {
+                    return Err(Rejection::NotEligible { node: to, why: Ineligible::NotReleased });
+                }
+            }
+            // Until Promoted is accepted the new epoch has acknowledged nothing, so it may be
+            // superseded at once; expect.phase has named the promotion that is superseded.
+            PromoteCause::Supersede => {
+                if !matches!(self.phase, Phase::Promoting(_)) {
+                    return Err(Rejection::Phase);
+                }
+            }
+        }
+        // Whoever ran last has everything that was ever acknowledged, in every mode.
+        if resumes {
+            return match self.marks.get(&to) {
+                Some(mark) => Err(Rejection::NotEligible {
+                    node: to,
+                    why: Ineligible::Marked(mark.to_string()),
+                }),
+                None => Ok(()),
+            };
+        }
+        self.check_data(to, durable_lsn).map_err(|why| Rejection::NotEligible { node: to, why })
+    }
+
+    /// Whether `to` has the data that a promotion may rest on, by what was published last.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_data(&self, to: NodeId, durable_lsn: Option<Lsn>) -> Result<(), Ineligible> {
+        if let Some(mark) = self.marks.get(&to) {
+            return Err(Ineligible::Marked(mark.to_string()));
+        }
+        if self.durability.lifted {
+            return Err(Ineligible::Lifted);
+        }
+        if !self.durability.eligible.contains(&to) {
+            return Err(Ineligible::NotInSet);
+        }
+        let Some(published) = self.holder.as_ref().and_then(|holder| holder.published.as_ref()) else {
+            // A grant that never renewed acknowledged nothing; its predecessor's publication is gone
+            // with it, so only the stricter rules above speak.
+            return Ok(());
+        };
+        let known = published.durable.get(&to).copied().unwrap_or(Lsn::ZERO);
+        if durable_lsn.is_none_or(|durable| durable < known) {
+            return Err(Ineligible::LostWal);
+        }
+        if self.durability.mode == DurabilityMode::Bounded {
+            let ttl = self.holder.as_ref().map(|holder| holder.ttl).unwrap_or_default();
+            let exposure = published.exposure.time + ttl;
+            if exposure > self.config.rpo {
+                return Err(Ineligible::OverCeiling { exposure, ceiling: self.config.rpo });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_timeline(&self, timeline: Timeline, resumes: bool) -> Result<(), Rejection> {
+        let fits = if resumes {
+            self.last_granted().is_some_and(|(_, granted)| granted.timeline == timeline)
+        } else {
+            self.timeline_high.is_none_or(|high| timeline > high)
+        };
+        if fits { Ok(()) } else { Err(Rejection::BadTimeline(timeline)) }
+    }
+
+    fn adopt_system_id(
+        &mut self,
+        cause: PromoteCause,
+        system_id: Option<SystemId>,
+    ) -> Result<(), Rejection> {
+        if cause != PromoteCause::Bootstrap {
+            return Ok(());
+        }
+        let missing = || Rejection::BadFounding("the system identifier is missing".to_owned());
+        let system_id = system_id.ok_or_else(missing)?;
+        let identity = self.identity.as_mut().expect("try_apply checked that it is founded");
+        identity.system_id = Some(system_id);
+        Ok(())
+    }
+
+    fn promoted(&mut self, command: &Command) -> Applied {
+        let Command::Promoted { epoch, node, promotion, timeline, fork_lsn, at_unix_us } = command
+        else {
+            unreachable!("called for Promoted only");
+        };
+        self.check_epoch(*epoch)?;
+        let Phase::Promoting(promoting) = &self.phase else { return Err(Rejection::Phase) };
+        if promoting.promotion != *promotion || promoting.to != *node {
+            return Err(Rejection::OtherPromotion);
+        }
+        if promoting.timeline != *timeline {
+            return Err(Rejection::BadTimeline(*timeline));
+        }
+        let parent = self.last_granted().map(|(epoch, _)| epoch);
+        // Whoever resumes writes on in its own history: same promotion identity, no fork.
+        let promotion = match (promoting.resumes, parent) {
+            (true, Some(parent)) => self.lineage[&parent].promotion,
+            _ => *promotion,
+        };
+        let (fork_lsn, parent) = match (promoting.resumes, parent) {
+            (true, Some(parent)) => {
+                let before = &self.lineage[&parent];
+                (before.fork_lsn, before.parent)
+            }
+            _ => (*fork_lsn, parent),
+        };
+        let granted = Granted { node: *node, promotion, timeline: *timeline, fork_lsn, parent };
+        self.lineage.insert(*epoch, granted);
+        self.phase = Phase::Running;
+        self.durability = self.durability_alone();
+        if let Some(order) = self.order.take() {
+            let status = if order.to == *node {
+                OperationStatus::Done
+            } else {
+                let name = self.name_of(*node);
+                OperationStatus::Failed(format!("{name} was promoted instead"))
+            };
+            self.end(order.operation, status, *at_unix_us);
+        }
+        Ok(None)
+    }
+
+    /// The durability of a new epoch: nobody is attached yet.
+    fn durability_alone(&self) -> Durability {
+        Durability {
+            mode: self.config.mode,
+            waited: BTreeSet::new(),
+            eligible: BTreeSet::new(),
+            generation: self.durability.generation + 1,
+            // The first grant has no data to protect yet; later ones follow the policy.
+            lifted: self.lineage.len() <= 1 || self.config.on_sole_survivor == OnSoleSurvivor::Open,
+        }
+    }
+
+    fn order_failover(&mut self, to: NodeId, epoch: Epoch) -> Result<(), Rejection> {
+        self.check_epoch(epoch)?;
+        self.check_running()?;
+        self.check_data_node(to)?;
+        if let Some(order) = &self.order {
+            return Err(Rejection::Busy(order.operation));
+        }
+        if self.active() == Some(to) {
+            return Err(Rejection::NotEligible { node: to, why: Ineligible::IsHolder });
+        }
+        // Refused before the active is stopped for nothing. The position is judged at Promote.
+        self.check_data(to, Some(Lsn::MAX)).map_err(|why| Rejection::NotEligible { node: to, why })
+    }
+
+    fn begin(
+        &mut self,
+        index: u64,
+        kind: OperationKind,
+        caller: &str,
+        reason: &str,
+        at_unix_us: i64,
+        status: OperationStatus,
+    ) {
+        let operation = Operation {
+            kind,
+            caller: caller.to_owned(),
+            reason: reason.to_owned(),
+            status,
+            started_unix_us: at_unix_us,
+            ended_unix_us: None,
+        };
+        self.operations.insert(index, operation);
+        let running = |o: &Operation| o.status == OperationStatus::Running;
+        while self.operations.len() > OPERATIONS_KEPT {
+            let Some(oldest) = self.operations.iter().find(|(_, o)| !running(o)).map(|(id, _)| *id)
+            else {
+                break;
+            };
+            self.operations.remove(&oldest);
+        }
+    }
+
+    fn end(&mut self, operation: u64, status: OperationStatus, at_unix_us: i64) {
+        if let Some(operation) = self.operations.get_mut(&operation) {
+            operation.status = status;
+            operation.ended_unix_us = Some(at_unix_us);
+        }
+    }
+
+    fn check_epoch(&self, expected: Epoch) -> Result<(), Rejection> {
+        if expected == self.epoch {
+            Ok(())
+        } else {
+            Err(Rejection::Epoch { expected, current: self.epoch })
+        }
+    }
+
+    fn check_running(&self) -> Result<(), Rejection> {
+        if self.phase == Phase::Running { Ok(()) } else { Err(Rejection::Phase) }
+    }
+
+    fn check_seq(&self, expected: u64) -> Result<(), Rejection> {
+        let current = self.holder.as_ref().map_or(0, |holder| holder.seq);
+        if expected == current { Ok(()) } else { Err(Rejection::Seq { expected, current }) }
+    }
+
+    fn check_generation(&self, expected: u64) -> Result<(), Rejection> {
+        let current = self.durability.generation;
+        if expected == current { Ok(()) } else { Err(Rejection::Generation { expected, current }) }
+    }
+
+    fn check_data_node(&self, node: NodeId) -> Result<(), Rejection> {
+        let data = self.members.get(&node).is_some_and(|member| member.kind == NodeKind::Data);
+        if data { Ok(()) } else { Err(Rejection::NotADataNode(node)) }
+    }
+
+    fn check_expect(&self, expect: &Expect) -> Result<(), Rejection> {
+        self.check_epoch(expect.epoch)?;
+        if expect.phase != self.phase_key() {
+            return Err(Rejection::Phase);
+        }
+        self.check_seq(expect.seq)?;
+        self.check_generation(expect.generation)?;
+        let current = self.config_version;
+        if expect.config_version != current {
+            return Err(Rejection::ConfigVersion { expected: expect.config_version, current });
+        }
+        Ok(())
+    }
+
+    /// The holder of the epoch speaks, from the process that renewed last, and has not released.
+    fn check_holder(&self, by: &HolderProof) -> Result<(), Rejection> {
+        self.check_epoch(by.epoch)?;
+        let holder = self.holder.as_ref().ok_or(Rejection::NotHolder(by.node))?;
+        if holder.node != by.node {
+            return Err(Rejection::NotHolder(by.node));
+        }
+        if holder.process != by.process {
+            return Err(Rejection::Process { sent: by.process, current: holder.process });
+        }
+        if holder.released.is_some() {
+            return Err(Rejection::Released);
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Mark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Mark::Dirty => f.write_str("dirty: its data directory is incomplete"),
+            Mark::Suspect(why) => write!(f, "suspect: {why}"),
+        }
+    }
+}

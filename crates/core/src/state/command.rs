@@ -1,0 +1,392 @@
+//! Commands, what their proposers believed, and the outcomes of `apply`.
+//!
+//! "Committed" grants nothing: only *Accepted* does (mistake 1 of docs/safety.md).
+
+use std::time::Duration;
+
+use understudy_types::{
+    ClusterId, Epoch, Lsn, NodeId, ProcessStart, PromotionId, SystemId, Timeline,
+};
+
+use super::{Mark, Member, OperationKind, Published};
+use crate::ClusterConfig;
+
+/// What the proposer of a change of holder believed; compared field by field at apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expect {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The last accepted renewal of it.
+    pub seq: u64,
+    /// The generation of the durability in force.
+    pub generation: u64,
+    /// The phase.
+    pub phase: PhaseKey,
+    /// The configuration's version.
+    pub config_version: u64,
+}
+
+/// A phase, as far as expectations compare it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PhaseKey {
+    /// Nobody was ever granted anything.
+    Bootstrap,
+    /// This promotion is under way.
+    Promoting(PromotionId),
+    /// A holder runs.
+    Running,
+}
+
+/// Who speaks as the holder: every command of a holder carries it (RULE 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HolderProof {
+    /// The epoch it holds.
+    pub epoch: Epoch,
+    /// Its id.
+    pub node: NodeId,
+    /// The start of the process that speaks.
+    pub process: ProcessStart,
+}
+
+/// Why a node is granted an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromoteCause {
+    /// The first grant of a founded cluster.
+    Bootstrap,
+    /// The proposer's own clock says that the lease is over.
+    LeaseOver,
+    /// The holder gave its lease back.
+    Released,
+    /// A promotion before it did not get done.
+    Supersede,
+}
+
+/// Why a holder gave its lease back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReleaseCause {
+    /// Its gate is shut for good and no process of its PostgreSQL is left.
+    Fenced,
+    /// It shut down cleanly; everything up to here is in its WAL.
+    CleanEnd(Lsn),
+}
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// The first entry: who and what the cluster is.
+    Found {
+        /// The cluster's uuid.
+        cluster: ClusterId,
+        /// Every founding member.
+        members: Vec<(NodeId, Member)>,
+        /// The configuration to begin with.
+        config: ClusterConfig,
+        /// Who is granted the first epoch.
+        initial_active: NodeId,
+    },
+    /// The holder goes on.
+    Renew {
+        /// Who renews.
+        by: HolderProof,
+        /// Grows by one with each; a retry is a new one.
+        seq: u64,
+        /// D of this renewal.
+        ttl: Duration,
+        /// What it publishes.
+        published: Published,
+    },
+    /// The holder gives the lease back.
+    Release {
+        /// Who.
+        by: HolderProof,
+        /// The last renewal that it knows to be accepted.
+        seq: u64,
+        /// On what ground.
+        cause: ReleaseCause,
+    },
+    /// `node` is waited for from now on, and may be promoted. Proposed only once the gate waits.
+    SyncAdd {
+        /// The holder.
+        by: HolderProof,
+        /// The generation it is meant for.
+        generation: u64,
+        /// Who is added.
+        node: NodeId,
+        /// Everything acknowledged up to here is durable there.
+        at: Lsn,
+    },
+    /// `node` is no longer waited for. The gate goes on waiting until this is accepted.
+    SyncRemove {
+        /// The holder.
+        by: HolderProof,
+        /// The generation it is meant for.
+        generation: u64,
+        /// Who is removed.
+        node: NodeId,
+    },
+    /// Keeps a node from being promoted.
+    SetMark {
+        /// Which.
+        node: NodeId,
+        /// Why.
+        mark: Mark,
+    },
+    /// Lifts a mark. Only the holder, once the node is attached and consistent.
+    ClearMark {
+        /// The holder.
+        by: HolderProof,
+        /// Which.
+        node: NodeId,
+    },
+    /// Grants the next epoch.
+    Promote {
+        /// To whom.
+        to: NodeId,
+        /// The next epoch.
+        epoch: Epoch,
+        /// This promotion's own identity.
+        promotion: PromotionId,
+        /// The timeline to write on: above every granted one, or the last one when `to` resumes.
+        timeline: Timeline,
+        /// Why.
+        cause: PromoteCause,
+        /// What the proposer believed.
+        expect: Expect,
+        /// The candidate's durable end, as it reported it; `None` for whoever resumes.
+        durable_lsn: Option<Lsn>,
+        /// With `Bootstrap`: PostgreSQL's system identifier.
+        system_id: Option<SystemId>,
+    },
+    /// The candidate is done; it holds the epoch.
+    Promoted {
+        /// The epoch.
+        epoch: Epoch,
+        /// The candidate.
+        node: NodeId,
+        /// The promotion.
+        promotion: PromotionId,
+        /// The timeline it writes on.
+        timeline: Timeline,
+        /// Where it left its parent; `None` when it resumed or is the first.
+        fork_lsn: Option<Lsn>,
+        /// Wall-clock microseconds, for the record.
+        at_unix_us: i64,
+    },
+    /// An operator's failover.
+    OrderFailover {
+        /// To whom.
+        to: NodeId,
+        /// Refused in another epoch.
+        epoch: Epoch,
+        /// Who ordered it.
+        caller: String,
+        /// Why.
+        reason: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
+    /// Ends an operation that cannot be carried out.
+    EndOrder {
+        /// Which.
+        operation: u64,
+        /// How it ended.
+        why: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
+    /// Stops automatic failover.
+    Pause {
+        /// Until then, wall-clock microseconds.
+        until_unix_us: i64,
+        /// Who.
+        caller: String,
+        /// Why.
+        reason: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
+    /// Ends a pause: by an operator, or because its time has come.
+    Resume {
+        /// Who; `None` when its time had come.
+        caller: Option<String>,
+        /// Why.
+        reason: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
+}
+
+impl Command {
+    /// A word for logs and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Command::Found { .. } => "found",
+            Command::Renew { .. } => "renew",
+            Command::Release { .. } => "release",
+            Command::SyncAdd { .. } => "sync-add",
+            Command::SyncRemove { .. } => "sync-remove",
+            Command::SetMark { .. } => "set-mark",
+            Command::ClearMark { .. } => "clear-mark",
+            Command::Promote { .. } => "promote",
+            Command::Promoted { .. } => "promoted",
+            Command::OrderFailover { .. } => "order-failover",
+            Command::EndOrder { .. } => "end-order",
+            Command::Pause { .. } => "pause",
+            Command::Resume { .. } => "resume",
+        }
+    }
+}
+
+/// What `apply` made of a command. Act only on `Accepted`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Outcome {
+    /// It took effect; `operation` names what it began, if it began one.
+    Accepted {
+        /// The operation's id: the entry's log index.
+        operation: Option<u64>,
+    },
+    /// It had no effect.
+    Rejected(Rejection),
+}
+
+impl Outcome {
+    /// Accepted, without an operation.
+    pub const ACCEPTED: Outcome = Outcome::Accepted { operation: None };
+
+    /// Whether it took effect.
+    pub fn is_accepted(&self) -> bool {
+        matches!(self, Outcome::Accepted { .. })
+    }
+}
+
+/// Why a command had no effect.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// There is a cluster already.
+    #[error("the cluster is founded already")]
+    AlreadyFounded,
+    /// There is none yet.
+    #[error("the cluster is not founded yet")]
+    NotFounded,
+    /// No such member, or not a data node.
+    #[error("node {0} is not a data node of this cluster")]
+    NotADataNode(NodeId),
+    /// The founding list is not usable.
+    #[error("the founding list is not usable: {0}")]
+    BadFounding(String),
+    /// Meant for another epoch.
+    #[error("meant for epoch {expected}, but the epoch is {current}")]
+    Epoch {
+        /// What the proposer believed.
+        expected: Epoch,
+        /// What is.
+        current: Epoch,
+    },
+    /// Meant for another phase.
+    #[error("not possible in this phase")]
+    Phase,
+    /// Not from the holder.
+    #[error("node {0} does not hold the epoch")]
+    NotHolder(NodeId),
+    /// From a process that has been replaced.
+    #[error("sent by process start {sent}, but {current} has renewed since")]
+    Process {
+        /// Who sent it.
+        sent: ProcessStart,
+        /// Who renewed last.
+        current: ProcessStart,
+    },
+    /// The lease was given back.
+    #[error("the lease was released")]
+    Released,
+    /// Another renewal came in between.
+    #[error("meant for renewal {expected}, but {current} is the last accepted one")]
+    Seq {
+        /// What the proposer believed.
+        expected: u64,
+        /// What is.
+        current: u64,
+    },
+    /// The durability has changed since.
+    #[error("meant for generation {expected}, but the generation is {current}")]
+    Generation {
+        /// What the proposer believed.
+        expected: u64,
+        /// What is.
+        current: u64,
+    },
+    /// The configuration has changed since.
+    #[error("meant for configuration {expected}, but the version is {current}")]
+    ConfigVersion {
+        /// What the proposer believed.
+        expected: u64,
+        /// What is.
+        current: u64,
+    },
+    /// The candidate may not be promoted.
+    #[error("node {node} is not eligible: {why}")]
+    NotEligible {
+        /// Which.
+        node: NodeId,
+        /// Why not.
+        why: Ineligible,
+    },
+    /// Not the promotion that was granted.
+    #[error("not the promotion that was granted")]
+    OtherPromotion,
+    /// A timeline number that cannot be granted.
+    #[error("timeline {0} cannot be granted")]
+    BadTimeline(Timeline),
+    /// Another operation is under way.
+    #[error("operation {0} is under way")]
+    Busy(u64),
+    /// No such operation is under way.
+    #[error("no such operation is under way")]
+    NoOperation,
+    /// Nothing would change.
+    #[error("nothing would change")]
+    NoChange,
+}
+
+/// Why a node may not be promoted (the data side of ELIGIBLE in docs/safety.md).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Ineligible {
+    /// Marked.
+    #[error("marked {0}")]
+    Marked(String),
+    /// Not in the set of those who are waited for and may be promoted.
+    #[error("it is not among the nodes that may be promoted")]
+    NotInSet,
+    /// Nobody is waited for: what it lacks is not known.
+    #[error("commits went on without it, so what it lacks is not bounded")]
+    Lifted,
+    /// The exposure that was published last would break the ceiling.
+    #[error("the exposure published last plus one ttl, {exposure:?}, exceeds the ceiling of {ceiling:?}")]
+    OverCeiling {
+        /// Exposure plus ttl.
+        exposure: Duration,
+        /// R.
+        ceiling: Duration,
+    },
+    /// It has less than it once said that it had.
+    #[error("its journal ends before the position that was known to be durable there")]
+    LostWal,
+    /// The holder cannot be promoted over itself.
+    #[error("it is the active node")]
+    IsHolder,
+    /// The lease still runs as far as the state can tell.
+    #[error("the lease has not been given back")]
+    NotReleased,
+}
+
+impl OperationKind {
+    /// The verb.
+    pub fn word(self) -> &'static str {
+        match self {
+            OperationKind::Failover => "failover",
+            OperationKind::Pause => "pause",
+            OperationKind::Resume => "resume",
+        }
+    }
+}

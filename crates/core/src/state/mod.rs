@@ -1,0 +1,318 @@
+//! The replicated state: small, pure, and the same on every node that applied the same log.
+//!
+//! Transitions are in `apply`; nothing here knows the time. Wall-clock moments in commands are data
+//! that the proposer read.
+
+mod apply;
+mod command;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use understudy_types::{
+    ClusterId, DurabilityMode, Epoch, Exposure, Incarnation, Lineage, Lsn, NodeId, NodeKind, NodeName,
+    ProcessStart, PromotionId, SiteName, SystemId, Timeline,
+};
+
+pub use command::{
+    Command, Expect, HolderProof, Ineligible, Outcome, PhaseKey, PromoteCause, Rejection, ReleaseCause,
+};
+
+use crate::ClusterConfig;
+
+/// Ended operations that are remembered; the oldest is forgotten first.
+pub const OPERATIONS_KEPT: usize = 64;
+
+/// Everything that the cluster has agreed on. Collections are ordered, so equal states have equal
+/// bytes (I23).
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ClusterState {
+    /// Set by founding, never changed.
+    pub identity: Option<Identity>,
+    /// Who belongs to the cluster.
+    pub members: BTreeMap<NodeId, Member>,
+    /// What was agreed on.
+    pub config: ClusterConfig,
+    /// Grows with every change of `config`.
+    pub config_version: u64,
+    /// The newest epoch that was granted.
+    pub epoch: Epoch,
+    /// Where the protocol stands.
+    pub phase: Phase,
+    /// Who holds `epoch`; `None` before the first grant.
+    pub holder: Option<Holder>,
+    /// Who is waited for and who may be promoted.
+    pub durability: Durability,
+    /// Every grant that was reported as promoted, by epoch.
+    pub lineage: BTreeMap<Epoch, Granted>,
+    /// The highest timeline number ever granted.
+    pub timeline_high: Option<Timeline>,
+    /// Nodes that must not be promoted, and why.
+    pub marks: BTreeMap<NodeId, Mark>,
+    /// Automatic failover is off until then.
+    pub pause: Option<Pause>,
+    /// An operator's failover that is under way.
+    pub order: Option<FailoverOrder>,
+    /// What operators ordered, by the log index that recorded it.
+    pub operations: BTreeMap<u64, Operation>,
+}
+
+/// Which cluster this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Made by `init`.
+    pub cluster: ClusterId,
+    /// PostgreSQL's; known from the first grant on.
+    pub system_id: Option<SystemId>,
+    /// The node that is granted the first epoch.
+    pub initial_active: NodeId,
+}
+
+/// One member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its name, as in its certificate.
+    pub name: NodeName,
+    /// Where it is.
+    pub site: SiteName,
+    /// What it can be.
+    pub kind: NodeKind,
+    /// host:port of its gRPC door.
+    pub address: String,
+    /// Which storage answers to this id; a wiped node has another and is refused.
+    pub incarnation: Incarnation,
+}
+
+/// Where the protocol stands.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// Founded; nobody was ever granted anything.
+    #[default]
+    Bootstrap,
+    /// `to` was granted the epoch and has not yet reported its promotion.
+    Promoting(Promoting),
+    /// The holder has reported; it may acknowledge under its lease.
+    Running,
+}
+
+/// A grant that is being carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promoting {
+    /// The candidate.
+    pub to: NodeId,
+    /// This promotion's own identity.
+    pub promotion: PromotionId,
+    /// The timeline that was granted.
+    pub timeline: Timeline,
+    /// Why it was granted.
+    pub cause: PromoteCause,
+    /// The candidate goes on with the timeline it held last, without a promotion of PostgreSQL.
+    pub resumes: bool,
+}
+
+/// The holder of the epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Who.
+    pub node: NodeId,
+    /// The newest process start of it that renewed; older ones' commands are rejected.
+    pub process: ProcessStart,
+    /// The last accepted renewal of this epoch.
+    pub seq: u64,
+    /// D of the last accepted renewal.
+    pub ttl: Duration,
+    /// It gave the lease back.
+    pub released: Option<ReleaseCause>,
+    /// What the last accepted renewal published.
+    pub published: Option<Published>,
+}
+
+/// What a holder publishes with each renewal.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Published {
+    /// Its local flush position.
+    pub flush_lsn: Lsn,
+    /// It releases nothing beyond this until the next renewal (`bounded`, `best-effort`).
+    pub credit: Lsn,
+    /// What would have been lost when it was sent.
+    pub exposure: Exposure,
+    /// How far each receiver had made WAL durable.
+    pub durable: BTreeMap<NodeId, Lsn>,
+}
+
+/// The dial as it is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Durability {
+    /// The mode.
+    pub mode: DurabilityMode,
+    /// M: who is waited for.
+    pub waited: BTreeSet<NodeId>,
+    /// E ⊆ M: who may be promoted.
+    pub eligible: BTreeSet<NodeId>,
+    /// Grows with every change, so that a late duplicate is recognised.
+    pub generation: u64,
+    /// Nobody is waited for, and that is recorded: commits go on unprotected.
+    pub lifted: bool,
+}
+
+impl Default for Durability {
+    fn default() -> Durability {
+        Durability {
+            mode: DurabilityMode::Bounded,
+            waited: BTreeSet::new(),
+            eligible: BTreeSet::new(),
+            generation: 0,
+            lifted: true,
+        }
+    }
+}
+
+/// A promotion that was reported: one link of the lineage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// Who was promoted.
+    pub node: NodeId,
+    /// The promotion's own identity.
+    pub promotion: PromotionId,
+    /// The timeline it writes on.
+    pub timeline: Timeline,
+    /// Where it left its parent; `None` for the first grant.
+    pub fork_lsn: Option<Lsn>,
+    /// The epoch whose history it continues; `None` for the first grant.
+    pub parent: Option<Epoch>,
+}
+
+/// Why a node must not be promoted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Its data directory is incomplete: a clone or rewind is under way.
+    Dirty,
+    /// Its promotion did not end where it should; the words say how.
+    Suspect(String),
+}
+
+/// Automatic failover is off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// Wall-clock end, microseconds since the Unix epoch. It only ever ends a pause.
+    pub until_unix_us: i64,
+    /// The operation that recorded it.
+    pub operation: u64,
+}
+
+/// An operator's failover that is under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailoverOrder {
+    /// The operation that recorded it.
+    pub operation: u64,
+    /// Who is to be promoted.
+    pub to: NodeId,
+}
+
+/// What an operator ordered; it always ends in a known state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// The verb.
+    pub kind: OperationKind,
+    /// The certificate's identity of who ordered it.
+    pub caller: String,
+    /// Why, in the operator's words.
+    pub reason: String,
+    /// How it stands.
+    pub status: OperationStatus,
+    /// Wall-clock microseconds, from the proposer.
+    pub started_unix_us: i64,
+    /// The same, when it ended.
+    pub ended_unix_us: Option<i64>,
+}
+
+/// What kind of operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperationKind {
+    /// Make another node active.
+    Failover,
+    /// Stop automatic failover.
+    Pause,
+    /// End a pause.
+    Resume,
+}
+
+/// How an operation stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OperationStatus {
+    /// Under way.
+    Running,
+    /// Ended as ordered.
+    Done,
+    /// Ended otherwise; the words say how.
+    Failed(String),
+}
+
+impl ClusterState {
+    /// The link of the current epoch, if its promotion was reported.
+    pub fn current(&self) -> Option<&Granted> {
+        self.lineage.get(&self.epoch)
+    }
+
+    /// The last link of the lineage: whose WAL the cluster's data is.
+    pub fn last_granted(&self) -> Option<(Epoch, &Granted)> {
+        self.lineage.iter().next_back().map(|(epoch, granted)| (*epoch, granted))
+    }
+
+    /// The chain of grants that ends in the last reported one, oldest first: H(e) with identities.
+    pub fn history(&self) -> Vec<Lineage> {
+        let mut chain = Vec::new();
+        let mut at = self.last_granted().map(|(epoch, _)| epoch);
+        while let Some((epoch, granted)) = at.and_then(|e| self.lineage.get_key_value(&e)) {
+            chain.push(Lineage {
+                epoch: *epoch,
+                promotion: granted.promotion,
+                timeline: granted.timeline,
+                fork_lsn: granted.fork_lsn,
+            });
+            at = granted.parent;
+        }
+        chain.reverse();
+        chain
+    }
+
+    /// The node that may be active: the holder, once its promotion was reported.
+    pub fn active(&self) -> Option<NodeId> {
+        match self.phase {
+            Phase::Running => self.holder.as_ref().map(|holder| holder.node),
+            Phase::Bootstrap | Phase::Promoting(_) => None,
+        }
+    }
+
+    /// Data nodes, in order of their ids.
+    pub fn data_nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.members.iter().filter(|(_, m)| m.kind == NodeKind::Data).map(|(id, _)| *id)
+    }
+
+    /// A member's name, for people.
+    pub fn name_of(&self, node: NodeId) -> String {
+        self.members.get(&node).map_or_else(|| format!("node {node}"), |m| m.name.to_string())
+    }
+
+    /// The key of the present phase, as a proposer states it in `Expect`.
+    pub fn phase_key(&self) -> PhaseKey {
+        match &self.phase {
+            Phase::Bootstrap => PhaseKey::Bootstrap,
+            Phase::Promoting(promoting) => PhaseKey::Promoting(promoting.promotion),
+            Phase::Running => PhaseKey::Running,
+        }
+    }
+
+    /// What a proposer believes who has seen exactly this state.
+    pub fn expect(&self) -> Expect {
+        Expect {
+            epoch: self.epoch,
+            seq: self.holder.as_ref().map_or(0, |holder| holder.seq),
+            generation: self.durability.generation,
+            phase: self.phase_key(),
+            config_version: self.config_version,
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Is the active lost, and who may follow it? A typed answer with a sentence, for the leader's
+//! decision and for `status` alike, so that the two cannot disagree.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use understudy_types::{BootInstant, Lsn, NodeId, PromotionId};
+
+use crate::ClusterState;
+use crate::node::{HeardReport, PeerReport, REPORT_FRESH};
+use crate::state::{Ineligible, Phase};
+
+/// What the judgement rests on.
+#[derive(Debug)]
+pub struct Evidence<'a> {
+    /// The replicated state.
+    pub state: &'a ClusterState,
+    /// What the peers said.
+    pub peers: &'a BTreeMap<NodeId, HeardReport>,
+    /// Now, on the judging node's clock.
+    pub now: BootInstant,
+    /// The judging node.
+    pub me: NodeId,
+    /// It hears a majority.
+    pub majority: bool,
+    /// Its own clock says that the lease is over.
+    pub lease_over: bool,
+    /// What it would report itself.
+    pub own: PeerReport,
+}
+
+/// Who would be promoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidacy {
+    /// Who.
+    pub node: NodeId,
+    /// Its journal's durable end, as reported.
+    pub durable_lsn: Lsn,
+}
+
+/// Why things are as they are. A closed set: `kind` is the stable word, `Display` the sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The cluster is not founded yet.
+    NotFounded,
+    /// Founded; the first active is not up yet.
+    Bootstrap,
+    /// The active holds the lease; its loss would be answered.
+    Ready {
+        /// Who would take over.
+        candidate: String,
+    },
+    /// The lease is over; the candidate is being promoted.
+    FailingOver {
+        /// Who takes over.
+        candidate: String,
+    },
+    /// A promotion is under way.
+    Promoting {
+        /// Who is being promoted.
+        candidate: String,
+    },
+    /// This node does not hear a majority of the voters.
+    NoMajority,
+    /// An operator has paused automatic failover.
+    Paused,
+    /// There is no other data node.
+    NoPassive,
+    /// The candidate is not heard.
+    CandidateSilent {
+        /// Who.
+        candidate: String,
+    },
+    /// The candidate is heard, but no complete standby runs there.
+    CandidateNotReady {
+        /// Who.
+        candidate: String,
+    },
+    /// The candidate follows another history.
+    CandidateElsewhere {
+        /// Who.
+        candidate: String,
+    },
+    /// The data rules forbid it.
+    NotEligible {
+        /// Who.
+        candidate: String,
+        /// Why.
+        why: Ineligible,
+    },
+}
+
+impl Reason {
+    /// The stable word.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Reason::NotFounded => "not-founded",
+            Reason::Bootstrap => "bootstrap",
+            Reason::Ready { .. } => "ready",
+            Reason::FailingOver { .. } => "failing-over",
+            Reason::Promoting { .. } => "promoting",
+            Reason::NoMajority => "no-majority",
+            Reason::Paused => "paused",
+            Reason::NoPassive => "no-passive",
+            Reason::CandidateSilent { .. } => "candidate-silent",
+            Reason::CandidateNotReady { .. } => "candidate-not-ready",
+            Reason::CandidateElsewhere { .. } => "candidate-elsewhere",
+            Reason::NotEligible { why, .. } => match why {
+                Ineligible::Marked(_) => "candidate-marked",
+                Ineligible::NotInSet => "not-eligible",
+                Ineligible::Lifted => "unprotected",
+                Ineligible::OverCeiling { .. } => "over-ceiling",
+                Ineligible::LostWal => "candidate-behind",
+                Ineligible::IsHolder | Ineligible::NotReleased => "lease-running",
+            },
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::NotFounded => f.write_str("the cluster is waiting to be founded"),
+            Reason::Bootstrap => f.write_str("the first active is being prepared"),
+            Reason::Ready { candidate } => {
+                write!(f, "if the active is lost, {candidate} takes over by itself")
+            }
+            Reason::FailingOver { candidate } => {
+                write!(f, "the active has lost its lease; {candidate} takes over")
+            }
+            Reason::Promoting { candidate } => write!(f, "{candidate} is being promoted"),
+            Reason::NoMajority => f.write_str(
+                "this node does not hear a majority of the voters, so nothing can be decided here",
+            ),
+            Reason::Paused => f.write_str("automatic failover is paused by an operator"),
+            Reason::NoPassive => f.write_str("there is no other data node to take over"),
+            Reason::CandidateSilent { candidate } => write!(f, "{candidate} is not heard"),
+            Reason::CandidateNotReady { candidate } => {
+                write!(f, "{candidate} is heard, but no complete standby runs there yet")
+            }
+            Reason::CandidateElsewhere { candidate } => {
+                write!(f, "{candidate} does not follow the active's history yet")
+            }
+            Reason::NotEligible { candidate, why } => {
+                write!(f, "{candidate} may not be promoted: {why}")
+            }
+        }
+    }
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Verdict {
+    /// Why.
+    pub reason: Reason,
+    /// A loss of the active now would be answered without a person, or is being answered.
+    pub would_fail_over: bool,
+}
+
+/// Judges the present situation.
+pub fn judge(evidence: &Evidence<'_>) -> Verdict {
+    let state = evidence.state;
+    let no = |reason| Verdict { reason, would_fail_over: false };
+    if state.identity.is_none() {
+        return no(Reason::NotFounded);
+    }
+    if !evidence.majority {
+        return no(Reason::NoMajority);
+    }
+    match &state.phase {
+        Phase::Bootstrap => no(Reason::Bootstrap),
+        Phase::Promoting(promoting) => Verdict {
+            reason: Reason::Promoting { candidate: state.name_of(promoting.to) },
+            would_fail_over: true,
+        },
+        Phase::Running => {
+            let choice = choose(evidence);
+            let lost = evidence.lease_over
+                || state.holder.as_ref().is_some_and(|holder| holder.released.is_some());
+            match choice {
+                _ if state.pause.is_some() && state.order.is_none() => no(Reason::Paused),
+                Err(reason) => no(reason),
+                Ok(found) => {
+                    let candidate = state.name_of(found.node);
+                    let reason = if lost {
+                        Reason::FailingOver { candidate }
+                    } else {
+                        Reason::Ready { candidate }
+                    };
+                    Verdict { reason, would_fail_over: true }
+                }
+            }
+        }
+    }
+}
+
+/// Who would be promoted if the active were lost: the eligible node with the most WAL.
+///
+/// # Errors
+/// Why nobody can be; of several candidates' reasons the first one's.
+pub fn choose(evidence: &Evidence<'_>) -> Result<Candidacy, Reason> {
+    let state = evidence.state;
+    let holder = state.holder.as_ref().map(|holder| holder.node);
+    let wanted = state.order.as_ref().map(|order| order.to);
+    let promotion = state.last_granted().map(|(_, granted)| granted.promotion);
+    let mut best: Option<Candidacy> = None;
+    let mut first_reason = None;
+    for node in state.data_nodes().filter(|node| Some(*node) != holder) {
+        if wanted.is_some_and(|wanted| wanted != node) {
+            continue;
+        }
+        match consider(evidence, node, promotion) {
+            Ok(found) if best.is_none_or(|best| found.durable_lsn > best.durable_lsn) => {
+                best = Some(found);
+            }
+            Ok(_) => {}
+            Err(reason) => {
+                first_reason.get_or_insert(reason);
+            }
+        }
+    }
+    best.ok_or_else(|| first_reason.unwrap_or(Reason::NoPassive))
+}
+
+fn consider(
+    evidence: &Evidence<'_>,
+    node: NodeId,
+    promotion: Option<PromotionId>,
+) -> Result<Candidacy, Reason> {
+    let candidate = evidence.state.name_of(node);
+    let report = if node == evidence.me {
+        &evidence.own
+    } else {
+        let heard = evidence.peers.get(&node);
+        match heard.filter(|heard| evidence.now.since(heard.at) < REPORT_FRESH) {
+            Some(heard) => &heard.report,
+            None => return Err(Reason::CandidateSilent { candidate }),
+        }
+    };
+    if let Err(why) = evidence.state.check_data(node, report.durable_lsn) {
+        return Err(Reason::NotEligible { candidate, why });
+    }
+    let Some(durable_lsn) = report.durable_lsn.filter(|_| report.promotable) else {
+        return Err(Reason::CandidateNotReady { candidate });
+    };
+    if report.promotion != promotion {
+        return Err(Reason::CandidateElsewhere { candidate });
+    }
+    Ok(Candidacy { node, durable_lsn })
+}
