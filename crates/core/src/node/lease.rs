@@ -13,6 +13,9 @@ use crate::{ClusterState, Timing};
 /// Renewals that may be under way at once; more are not sent.
 const IN_FLIGHT_MAX: usize = 8;
 
+/// A failed renewal is followed by another one after this.
+const FAILED_RETRY: Duration = Duration::from_millis(100);
+
 /// The holder's side.
 #[derive(Debug, Default)]
 pub(crate) struct HolderLease {
@@ -63,9 +66,9 @@ impl HolderLease {
         }
     }
 
-    /// A renewal failed before it reached the log: the next one may go out without waiting.
-    pub(crate) fn failed(&mut self) {
-        self.last_sent = None;
+    /// A renewal did not come through: the next one goes out sooner than usual, but not at once.
+    pub(crate) fn failed(&mut self, now: BootInstant, timing: &Timing) {
+        self.last_sent = Some((now + FAILED_RETRY) - timing.renew);
     }
 
     /// The moment from which nothing is released; `None` before the first accepted renewal.

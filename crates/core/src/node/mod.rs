@@ -40,6 +40,8 @@ use passive::PassiveStage;
 
 /// A one-off proposal whose outcome has not been seen is proposed again after this.
 const PROPOSAL_RETRY: Duration = Duration::from_millis(800);
+/// A proposal that failed is sent again after this.
+const FAILED_RETRY: Duration = Duration::from_millis(150);
 /// A task that failed is tried again after this.
 const TASK_RETRY: Duration = Duration::from_millis(500);
 /// A report older than this does not speak for its node any more.
@@ -172,6 +174,8 @@ pub struct TaskFailure {
 /// Why the stream from the holder ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FollowEnd {
+    /// The two do not agree about the epoch yet; to be tried again a little later.
+    Again(String),
     /// What is held here is not in the holder's history.
     Diverged(String),
     /// The holder no longer has the WAL that is needed next.
@@ -327,6 +331,8 @@ pub struct Core {
     task_counter: TaskId,
     running: Option<Running>,
     retry_at: BootInstant,
+    /// At founding: the data directory was made, or the one that is there was made ready.
+    prepared: bool,
     trouble: Option<String>,
     actions: VecDeque<Action>,
 }
@@ -358,6 +364,7 @@ impl Core {
             task_counter: TaskId(0),
             running: None,
             retry_at: BootInstant::ZERO,
+            prepared: false,
             trouble: None,
             actions: VecDeque::new(),
         }
@@ -372,9 +379,9 @@ impl Core {
                 self.is_leader = is_leader;
                 self.majority = majority;
             }
-            Event::ProposalFailed(Slot::Renew) => self.lease.failed(),
+            Event::ProposalFailed(Slot::Renew) => self.lease.failed(now, &self.timing),
             Event::ProposalFailed(slot) => {
-                self.pending.remove(&slot);
+                self.pending.insert(slot, (now + FAILED_RETRY) - PROPOSAL_RETRY);
             }
             Event::Local { view, fresh, wall_unix_us } => {
                 self.local = view;
@@ -394,7 +401,7 @@ impl Core {
                     self.take_result(now, running.task, result);
                 }
             }
-            Event::FollowEnded(end) => self.follow_ended(end),
+            Event::FollowEnded(end) => self.follow_ended(now, end),
         }
         self.advance(now);
     }
@@ -433,6 +440,11 @@ impl Core {
         }
     }
 
+    /// This node's own clock says that the lease of the present epoch is over.
+    pub fn lease_over(&self, now: BootInstant) -> bool {
+        self.challenger.is_over(now)
+    }
+
     /// Would an automatic failover happen now, and why or why not. Any node can say, from the
     /// replicated state and from what it has heard.
     pub fn verdict(&self, now: BootInstant) -> Verdict {
@@ -455,6 +467,8 @@ impl Core {
             process: self.process,
             epoch: self.state.epoch,
             data: match &self.local.data {
+                // The first grant waits until the directory is ready for it.
+                DataView::Cluster { .. } if matches!(self.role, Role::Idle) && !self.prepared => None,
                 DataView::Cluster { system_id, timeline } => Some((*system_id, *timeline)),
                 DataView::Unknown | DataView::Empty | DataView::Unusable(_) => None,
             },
@@ -529,7 +543,7 @@ impl Core {
             Role::Holder(_) => self.holder_completed(now, completion),
             Role::Candidate(_) => self.candidate_completed(completion),
             Role::Passive(_) => self.passive_completed(now, completion),
-            Role::Idle => {}
+            Role::Idle => self.prepared = matches!(completion, Completion::DataReady),
         }
     }
 
@@ -610,8 +624,9 @@ impl Core {
     fn advance_idle(&mut self, now: BootInstant) {
         let Some(identity) = &self.state.identity else { return };
         let mine = identity.initial_active == self.me && self.kind == NodeKind::Data;
+        let idle = self.running.is_none() && now >= self.retry_at;
         match &self.local.data {
-            DataView::Empty if mine && self.running.is_none() && now >= self.retry_at => {
+            DataView::Empty | DataView::Cluster { .. } if mine && idle && !self.prepared => {
                 self.run(Task::PrepareData);
             }
             DataView::Unusable(what) => self.trouble = Some(what.clone()),

@@ -153,7 +153,9 @@ impl Core {
             self.fence_passive();
             return;
         }
-        self.follow(holder);
+        if idle {
+            self.follow(holder);
+        }
     }
 
     fn follow(&mut self, holder: NodeId) {
@@ -245,10 +247,15 @@ impl Core {
         self.passive().step = Step::Fencing;
     }
 
-    pub(super) fn follow_ended(&mut self, end: FollowEnd) {
+    pub(super) fn follow_ended(&mut self, now: BootInstant, end: FollowEnd) {
         let Role::Passive(stage) = &mut self.role else { return };
         stage.following = None;
         let (words, at_least) = match end {
+            FollowEnd::Again(words) => {
+                self.trouble = Some(words);
+                self.retry_at = now + super::TASK_RETRY;
+                return;
+            }
             FollowEnd::Diverged(words) => (words, Rung::Rewind),
             FollowEnd::WalGone(words) => (words, Rung::Clone),
             FollowEnd::JournalFailed(words) => (words, Rung::Follow),

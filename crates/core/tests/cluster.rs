@@ -1,0 +1,415 @@
+//! Three cores over a perfect log and a modelled executor: the main story, event by event.
+//!
+//! What is modelled here is only what the core asks for; the real executor is tested with real
+//! PostgreSQL in `tests/`.
+
+#![allow(clippy::unwrap_used)] // a failed step should panic here
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use understudy_core::node::{
+    Action, Completion, Core, CoreOptions, DataView, Event, JournalView, LocalView, PostgresFacts,
+    PostgresView, Task,
+};
+use understudy_core::rejoin::{Rung, Survey};
+use understudy_core::state::{Member, Phase};
+use understudy_core::{ClusterConfig, ClusterState, Command, Outcome, Timing};
+use understudy_types::{
+    BootInstant, ClusterId, DurabilityMode, Exposure, Incarnation, Lineage, Lsn, NodeId, NodeKind,
+    ProcessStart, PromotionId, ReceiverPosition, SealedEnd, SourcePositions, SystemId, Timeline,
+};
+
+const NORTH: NodeId = NodeId(1);
+const SOUTH: NodeId = NodeId(2);
+const WITNESS: NodeId = NodeId(3);
+const SYSTEM: SystemId = SystemId(42);
+const STEP: Duration = Duration::from_millis(20);
+
+/// One modelled machine.
+struct Machine {
+    core: Core,
+    alive: bool,
+    empty: bool,
+    postgres: Option<Server>,
+    journal: Option<JournalView>,
+    recorded: Vec<Lineage>,
+    end: Lsn,
+    following: Option<NodeId>,
+    source: bool,
+    released: Lsn,
+    applied: usize,
+    uuid: u128,
+}
+
+#[derive(Clone, Copy)]
+struct Server {
+    primary: bool,
+    timeline: Timeline,
+}
+
+struct World {
+    now: BootInstant,
+    machines: BTreeMap<NodeId, Machine>,
+    log: Vec<(Command, Outcome, Arc<ClusterState>)>,
+    state: ClusterState,
+}
+
+impl World {
+    fn new(mode: DurabilityMode) -> World {
+        let mut state = ClusterState::default();
+        let member = |name: &str, kind, n: u128| Member {
+            name: name.parse().unwrap(),
+            site: name.parse().unwrap(),
+            kind,
+            address: format!("{name}:1"),
+            incarnation: Incarnation(uuid::Uuid::from_u128(n)),
+        };
+        let found = Command::Found {
+            cluster: ClusterId(uuid::Uuid::from_u128(9)),
+            members: vec![
+                (NORTH, member("north", NodeKind::Data, 1)),
+                (SOUTH, member("south", NodeKind::Data, 2)),
+                (WITNESS, member("witness", NodeKind::Witness, 3)),
+            ],
+            config: ClusterConfig { mode, ..ClusterConfig::default() },
+            initial_active: NORTH,
+        };
+        let outcome = state.apply(1, &found);
+        assert!(outcome.is_accepted(), "{outcome:?}");
+        let log = vec![(found, outcome, Arc::new(state.clone()))];
+        let machines = [NORTH, SOUTH, WITNESS].map(|id| (id, Machine::new(id, 1))).into();
+        World { now: BootInstant(1_000_000_000), machines, log, state }
+    }
+
+    /// One step of time: every live machine sees the log, the others' reports, its own surroundings.
+    fn step(&mut self) {
+        self.now = self.now + STEP;
+        let now = self.now;
+        let alive: Vec<NodeId> = self.machines.iter().filter(|(_, m)| m.alive).map(|(id, _)| *id).collect();
+        let majority = alive.len() >= 2;
+        let leader = alive.last().copied();
+        let reports: Vec<_> = alive.iter().map(|id| self.machines[id].core.own_report(now)).collect();
+        for id in &alive {
+            let positions = self.positions(*id);
+            let machine = self.machines.get_mut(id).unwrap();
+            while majority && machine.applied < self.log.len() {
+                let (command, outcome, state) = self.log[machine.applied].clone();
+                machine.applied += 1;
+                machine.core.handle_event(now, Event::State { state, applied: Some((command, outcome)) });
+            }
+            machine.uuid += 1;
+            let fresh = PromotionId(uuid::Uuid::from_u128((u128::from(id.0) << 64) | machine.uuid));
+            let view = machine.view();
+            machine.core.handle_event(now, Event::Leadership { is_leader: majority && Some(*id) == leader, majority });
+            machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us: 1 });
+            machine.core.handle_event(now, Event::Source(positions));
+            for report in reports.iter().filter(|report| report.node != *id) {
+                machine.core.handle_event(now, Event::Peer(report.clone()));
+            }
+            machine.core.handle_event(now, Event::Tick);
+        }
+        for id in alive {
+            self.act(id, majority);
+        }
+    }
+
+    fn positions(&self, id: NodeId) -> Option<SourcePositions> {
+        let machine = &self.machines[&id];
+        if !machine.source {
+            return None;
+        }
+        let receivers = self
+            .machines
+            .iter()
+            .filter(|(_, other)| other.alive && other.following == Some(id))
+            .map(|(node, other)| ReceiverPosition {
+                node: *node,
+                attached: true,
+                durable_lsn: other.journal.map_or(Lsn::ZERO, |journal| journal.durable_lsn),
+                replay_lsn: Some(other.end),
+            })
+            .collect();
+        Some(SourcePositions {
+            flush_lsn: machine.end,
+            released_lsn: machine.released,
+            exposure: Exposure::NONE,
+            gate_connected: true,
+            receivers,
+        })
+    }
+
+    fn act(&mut self, id: NodeId, majority: bool) {
+        let now = self.now;
+        let mut done = VecDeque::new();
+        while let Some(action) = self.machines.get_mut(&id).unwrap().core.poll_action() {
+            let machine = self.machines.get_mut(&id).unwrap();
+            match action {
+                Action::Propose(slot, command) => {
+                    if majority {
+                        let outcome = self.state.apply(self.log.len() as u64 + 1, &command);
+                        self.log.push((command, outcome, Arc::new(self.state.clone())));
+                    } else {
+                        machine.core.handle_event(now, Event::ProposalFailed(slot));
+                    }
+                }
+                Action::SetPermit(permit) => {
+                    if now < permit.deadline {
+                        machine.released = machine.end;
+                    }
+                    machine.core.handle_event(now, Event::PermitInForce(permit.serial));
+                }
+                Action::CloseGate(_) => machine.source = false,
+                Action::Follow { holder, admission, history } => {
+                    let end = self.machines[&holder].end;
+                    let machine = self.machines.get_mut(&id).unwrap();
+                    machine.following = Some(holder);
+                    machine.recorded = history;
+                    machine.end = machine.end.max(end);
+                    machine.journal = Some(JournalView {
+                        timeline: admission.timeline,
+                        durable_lsn: machine.end,
+                        promotion: Some(admission.promotion),
+                    });
+                }
+                Action::Unfollow => machine.following = None,
+                Action::Run(task_id, task) => done.push_back((task_id, task)),
+            }
+        }
+        while let Some((task_id, task)) = done.pop_front() {
+            let holder_end = match &task {
+                Task::Join { holder, .. } => self.machines[holder].end,
+                _ => Lsn::ZERO,
+            };
+            let machine = self.machines.get_mut(&id).unwrap();
+            let completion = machine.carry_out(task, holder_end);
+            let view = machine.view();
+            machine.uuid += 1;
+            let fresh = PromotionId(uuid::Uuid::from_u128((u128::from(id.0) << 64) | machine.uuid));
+            machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us: 1 });
+            machine.core.handle_event(now, Event::TaskDone(task_id, Ok(completion)));
+        }
+    }
+
+    fn run_until(&mut self, what: &str, limit: Duration, done: impl Fn(&World) -> bool) -> Duration {
+        let start = self.now;
+        while !done(self) {
+            self.step();
+            let standings: Vec<_> =
+                self.machines.iter().map(|(id, m)| (*id, m.alive, m.core.standing(self.now))).collect();
+            assert!(
+                self.now.since(start) < limit,
+                "{what} did not happen within {limit:?}: phase {:?}, durability {:?}\n{standings:#?}",
+                self.state.phase,
+                self.state.durability
+            );
+        }
+        self.now.since(start)
+    }
+
+    fn serving(&self) -> Vec<NodeId> {
+        let serving = |m: &&NodeId| self.machines[m].alive && self.machines[m].core.standing(self.now).serving;
+        self.machines.keys().filter(serving).copied().collect()
+    }
+
+    fn kill(&mut self, id: NodeId) {
+        let machine = self.machines.get_mut(&id).unwrap();
+        machine.alive = false;
+        machine.postgres = None;
+        machine.following = None;
+        machine.source = false;
+        machine.released = Lsn::ZERO;
+    }
+
+    fn restart(&mut self, id: NodeId, process: u64) {
+        let machine = self.machines.get_mut(&id).unwrap();
+        machine.core = Machine::new(id, process).core;
+        machine.alive = true;
+        machine.applied = 0;
+    }
+}
+
+impl Machine {
+    fn new(id: NodeId, process: u64) -> Machine {
+        let kind = if id == WITNESS { NodeKind::Witness } else { NodeKind::Data };
+        let process = ProcessStart(process);
+        Machine {
+            core: Core::new(CoreOptions { me: id, kind, process, timing: Timing::DEFAULT }),
+            alive: true,
+            empty: true,
+            postgres: None,
+            journal: None,
+            recorded: Vec::new(),
+            end: Lsn::ZERO,
+            following: None,
+            source: false,
+            released: Lsn::ZERO,
+            applied: 0,
+            uuid: 0,
+        }
+    }
+
+    fn view(&self) -> LocalView {
+        let data = if self.empty {
+            DataView::Empty
+        } else {
+            let timeline = self.recorded.last().map_or(Timeline::FIRST, |last| last.timeline);
+            DataView::Cluster { system_id: SYSTEM, timeline }
+        };
+        let postgres = self.postgres.map_or(PostgresView::Stopped, |server| {
+            PostgresView::Running(PostgresFacts {
+                in_recovery: Some(!server.primary),
+                timeline: Some(server.timeline),
+                flush_lsn: server.primary.then_some(self.end),
+                replay_lsn: (!server.primary).then_some(self.end),
+                ..PostgresFacts::default()
+            })
+        });
+        LocalView { data, postgres, journal: self.journal }
+    }
+
+    fn carry_out(&mut self, task: Task, holder_end: Lsn) -> Completion {
+        match task {
+            Task::ReadIndex => Completion::ReadDone,
+            Task::PrepareData => {
+                self.empty = false;
+                self.end = Lsn(100);
+                Completion::DataReady
+            }
+            Task::Fence => {
+                self.postgres = None;
+                self.source = false;
+                Completion::Fenced
+            }
+            Task::Hold(grant) => {
+                self.postgres = Some(Server { primary: true, timeline: grant.timeline });
+                self.recorded = grant.history;
+                self.source = true;
+                Completion::Held { end_lsn: self.end }
+            }
+            Task::LetClientsIn { .. } => Completion::ClientsLetIn,
+            Task::Drain => Completion::Drained,
+            Task::Seal(epoch) => Completion::Sealed(self.journal.map(|journal| SealedEnd {
+                epoch,
+                timeline: journal.timeline,
+                durable_lsn: journal.durable_lsn,
+                record_end_lsn: journal.durable_lsn,
+            })),
+            Task::PromoteLocally { grant, target_lsn, .. } => {
+                self.postgres = Some(Server { primary: true, timeline: grant.timeline });
+                Completion::PromotedLocally { timeline: grant.timeline, fork_lsn: target_lsn }
+            }
+            Task::Survey if self.empty => Completion::Surveyed(Survey::Empty),
+            Task::Survey => Completion::Surveyed(Survey::Cluster {
+                system_id: SYSTEM,
+                timeline: self.recorded.last().map_or(Timeline::FIRST, |last| last.timeline),
+                end_lsn: self.end,
+                recorded: self.recorded.clone(),
+            }),
+            Task::Join { rung, history, .. } => {
+                if rung != Rung::Follow {
+                    self.end = holder_end;
+                }
+                let last = history.last().expect("a holder has a history").clone();
+                self.empty = false;
+                self.postgres = Some(Server { primary: false, timeline: last.timeline });
+                self.journal = Some(JournalView {
+                    timeline: last.timeline,
+                    durable_lsn: self.end,
+                    promotion: Some(last.promotion),
+                });
+                self.recorded = history;
+                Completion::Joined
+            }
+        }
+    }
+}
+
+fn protected(world: &World) -> bool {
+    world.state.durability.eligible.len() == 1 && world.serving().len() == 1
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_founded_cluster_serves_at_the_initial_active_and_then_becomes_protected() {
+    for mode in [DurabilityMode::Zero, DurabilityMode::Bounded] {
+        let mut world = World::new(mode);
+        world.run_until("serving", LONG, |w| w.serving() == [NORTH]);
+        world.run_until("protected", LONG, protected);
+        assert!(world.state.durability.eligible.contains(&SOUTH));
+        assert!(!world.state.durability.lifted);
+    }
+}
+
+#[test]
+fn the_passive_takes_over_when_the_active_is_lost_and_the_old_one_returns() {
+    let mut world = World::new(DurabilityMode::Zero);
+    world.run_until("protected", LONG, protected);
+    for round in 0..4 {
+        let active = world.serving()[0];
+        let passive = if active == NORTH { SOUTH } else { NORTH };
+        world.kill(active);
+        let outage = world.run_until("takeover", LONG, |w| w.serving() == [passive]);
+        assert!(outage < Duration::from_millis(3600), "round {round} took {outage:?}");
+        world.machines.get_mut(&passive).unwrap().end.0 += 1000;
+        world.restart(active, round + 2);
+        world.run_until("protected again", LONG, protected);
+    }
+    let last = world.state.last_granted().unwrap();
+    assert_eq!((last.0.number, last.1.timeline.get()), (5, 5));
+    assert_eq!(world.state.history().len(), 5);
+}
+
+#[test]
+fn without_a_majority_the_holder_stops_and_nobody_is_promoted_and_the_same_holder_goes_on_after() {
+    let mut world = World::new(DurabilityMode::Bounded);
+    world.run_until("protected", LONG, protected);
+    world.kill(SOUTH);
+    world.kill(WITNESS);
+    world.run_until("stopped", LONG, |w| w.serving().is_empty());
+    let before = world.state.epoch;
+    for _ in 0..500 {
+        world.step();
+        assert!(world.serving().is_empty());
+    }
+    world.restart(WITNESS, 2);
+    world.run_until("going on", LONG, |w| w.serving() == [NORTH]);
+    assert_eq!(world.state.epoch, before);
+}
+
+#[test]
+fn a_promotion_that_gets_stuck_is_superseded_by_the_old_holder() {
+    let mut world = World::new(DurabilityMode::Zero);
+    world.run_until("protected", LONG, protected);
+    world.kill(NORTH);
+    world.run_until("grant", LONG, |w| matches!(w.state.phase, Phase::Promoting(_)));
+    world.kill(SOUTH);
+    world.restart(NORTH, 2);
+    world.run_until("old holder serving", LONG, |w| w.serving() == [NORTH]);
+    assert_eq!(world.state.epoch.number, 3);
+    assert_eq!(world.state.current().unwrap().timeline, Timeline::FIRST);
+    world.restart(SOUTH, 2);
+    world.run_until("protected again", LONG, protected);
+}
+
+#[test]
+fn an_ordered_failover_moves_the_active_and_ends_as_done() {
+    let mut world = World::new(DurabilityMode::Zero);
+    world.run_until("protected", LONG, protected);
+    let order = Command::OrderFailover {
+        to: SOUTH,
+        epoch: world.state.epoch,
+        caller: "test".to_owned(),
+        reason: "because".to_owned(),
+        at_unix_us: 1,
+    };
+    let outcome = world.state.apply(world.log.len() as u64 + 1, &order);
+    assert!(outcome.is_accepted(), "{outcome:?}");
+    world.log.push((order, outcome, Arc::new(world.state.clone())));
+    world.run_until("moved", LONG, |w| w.serving() == [SOUTH]);
+    assert!(world.state.order.is_none());
+    world.run_until("protected again", LONG, protected);
+    assert!(world.state.durability.eligible.contains(&NORTH));
+}
