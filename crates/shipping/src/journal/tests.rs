@@ -1,0 +1,351 @@
+//! The journal with PostgreSQL's own WAL: cut, repeated, damaged, crashed, forked.
+
+mod postgres;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use super::*;
+use postgres::{RealWal, real_wal, size};
+use understudy_types::{PermitSerial, PromotionId, WalSegment};
+
+const T1: Timeline = Timeline::FIRST;
+
+fn epoch(number: u64) -> Epoch {
+    Epoch { incarnation: 0, number }
+}
+
+fn admission(number: u64) -> Admission {
+    let promotion = PromotionId(uuid::Uuid::nil());
+    let serial = PermitSerial(number);
+    Admission { serial, epoch: epoch(number), promotion, timeline: T1 }
+}
+
+fn open(dir: &Path) -> Journal {
+    Journal::open(dir, JournalOptions::default()).unwrap()
+}
+
+fn begun(dir: &Path, wal: &RealWal) -> Journal {
+    let journal = open(dir);
+    journal.begin(wal.system_id, size(), T1, Vec::new(), wal.begin_lsn).unwrap();
+    journal.admit(admission(1)).unwrap();
+    journal
+}
+
+/// A small generator of its own: tests must be repeatable.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// Sends `bytes`, which begin at `from`, in frames of random sizes.
+async fn feed(journal: &Journal, timeline: Timeline, from: Lsn, bytes: &[u8], random: &mut Random) {
+    let mut at = 0;
+    while at < bytes.len() {
+        let length = (1 + random.below(200_000) as usize).min(bytes.len() - at);
+        let data = Bytes::copy_from_slice(&bytes[at..at + length]);
+        journal.append(epoch(1), timeline, from + at as u64, data).await.unwrap();
+        at += length;
+    }
+}
+
+async fn wait(
+    journal: &Journal,
+    condition: impl FnMut(&Option<JournalPositions>) -> bool,
+) -> JournalPositions {
+    let mut positions = journal.positions();
+    let found = tokio::time::timeout(Duration::from_secs(20), positions.wait_for(condition));
+    found.await.expect("in time").unwrap().clone().unwrap()
+}
+
+async fn durable(journal: &Journal, lsn: Lsn) {
+    wait(journal, |positions| positions.as_ref().is_some_and(|p| p.durable_lsn >= lsn)).await;
+}
+
+/// The first timeline's bytes up to the end of its last record, which is where the second leaves it.
+fn first_timeline(wal: &RealWal) -> Vec<u8> {
+    let mut bytes = wal.bytes(T1);
+    bytes.truncate(wal.fork_lsn.bytes_since(wal.begin_lsn) as usize);
+    bytes
+}
+
+/// Copies a journal while it is written. Files are copied one after the other, so that a renaming in
+/// between would show a state that no crash can leave: then it begins again.
+fn copy_journal(from: &Path, to: &Path) {
+    let names = || files::names(&files::timeline_dir(from, T1)).unwrap();
+    loop {
+        let before = names();
+        let copy = |name: &Path| fs::copy(from.join(name), to.join(name)).is_ok();
+        let inner = files::timeline_dir(Path::new(""), T1);
+        fs::create_dir_all(to.join(&inner)).unwrap();
+        let copied = before.iter().all(|name| copy(&inner.join(name)));
+        if copied && copy(Path::new("journal.meta")) && names() == before {
+            return;
+        }
+        fs::remove_dir_all(to.join(&inner)).unwrap();
+    }
+}
+
+#[test]
+fn the_scan_of_pg_wal_ends_where_pg_waldump_ends() {
+    let wal = real_wal();
+    for timeline in [T1, T1.next()] {
+        let from = if timeline == T1 { wal.begin_lsn } else { wal.fork_lsn };
+        let result = scan_pg_wal(&wal.dir, timeline, from, size()).unwrap();
+        let output = Command::new(wal.bin.join("pg_waldump"))
+            .arg("-p")
+            .arg(&wal.dir)
+            .args(["-t", &timeline.to_string(), "-s", &result_start(from).to_string()])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let last = text.lines().last().unwrap();
+        let lsn = last.split("lsn: ").nth(1).unwrap().split(',').next().unwrap();
+        assert_eq!(result.last_record_lsn, Some(lsn.parse().unwrap()), "{result:?}");
+        if timeline == T1 {
+            assert_eq!(result.end_lsn, wal.fork_lsn);
+        }
+    }
+}
+
+/// `pg_waldump` finds the first record after a position by itself.
+fn result_start(from: Lsn) -> Lsn {
+    from.align_down(size().bytes())
+}
+
+#[tokio::test]
+async fn a_journal_fed_in_random_frames_has_the_primarys_files() {
+    let wal = real_wal();
+    let bytes = first_timeline(wal);
+    let dir = tempfile::tempdir().unwrap();
+    let journal = begun(dir.path(), wal);
+    let mut random = Random(7);
+    feed(&journal, T1, wal.begin_lsn, &bytes, &mut random).await;
+    durable(&journal, wal.fork_lsn).await;
+    // Again what is held: compared, and nothing changes.
+    feed(&journal, T1, wal.begin_lsn, &bytes[..500_000], &mut random).await;
+    let tail = journal.tail().unwrap().unwrap();
+    let scan = scan_pg_wal(&wal.dir, T1, wal.begin_lsn, size()).unwrap();
+    assert_eq!((Some(tail.tail_lsn), tail.durable_lsn), (scan.last_record_lsn, scan.end_lsn));
+    drop(journal);
+    let mut compared = 0;
+    for (number, finished) in files::segments(dir.path(), T1, size()).unwrap() {
+        let segment = WalSegment { timeline: T1, number };
+        let expected = fs::read(wal.dir.join(segment.file_name(size()))).unwrap();
+        if finished {
+            let path = files::finished(dir.path(), segment, size());
+            assert!(fs::read(path).unwrap() == expected, "segment {number} differs");
+            compared += 1;
+        }
+    }
+    assert!(compared >= 8, "only {compared} segments were finished");
+    let reopened = open(dir.path());
+    assert_eq!(reopened.tail().unwrap().unwrap(), tail);
+}
+
+#[tokio::test]
+async fn after_a_crash_at_any_moment_everything_acknowledged_is_there() {
+    let wal = real_wal();
+    let bytes = first_timeline(wal);
+    let dir = tempfile::tempdir().unwrap();
+    let journal = begun(dir.path(), wal);
+    let mut random = Random(11);
+    let mut at = 0;
+    for round in 0..12 {
+        let length = (bytes.len() / 14 + random.below(5000) as usize).min(bytes.len() - at);
+        let from = wal.begin_lsn + at as u64;
+        feed(&journal, T1, from, &bytes[at..at + length], &mut random).await;
+        at += length;
+        let acknowledged = journal.positions().borrow().clone().unwrap().durable_lsn;
+        let crashed = tempfile::tempdir().unwrap();
+        copy_journal(dir.path(), crashed.path());
+        // What was not acknowledged may be torn in any way.
+        damage_behind(crashed.path(), acknowledged, &mut random);
+        let reopened = open(crashed.path());
+        let end = reopened.positions().borrow().clone().unwrap().durable_lsn;
+        assert!(end >= acknowledged, "round {round}: {end} is before {acknowledged}");
+        let mut reader = reopened.reader(T1, wal.begin_lsn).unwrap();
+        let mut offset = 0;
+        while let ReadOutcome::Data { bytes: read, .. } = reader.read(1 << 20).unwrap() {
+            assert!(read == bytes[offset..offset + read.len()], "round {round}: bytes differ");
+            offset += read.len();
+        }
+        assert_eq!(wal.begin_lsn + offset as u64, end);
+        // It goes on from there.
+        reopened.admit(admission(1)).unwrap();
+        feed(&reopened, T1, end, &bytes[offset..], &mut random).await;
+        durable(&reopened, wal.fork_lsn).await;
+    }
+}
+
+fn damage_behind(dir: &Path, acknowledged: Lsn, random: &mut Random) {
+    for (number, finished) in files::segments(dir, T1, size()).unwrap() {
+        let segment = WalSegment { timeline: T1, number };
+        if finished || segment.end(size()) <= acknowledged {
+            continue;
+        }
+        let path = files::partial(dir, segment, size());
+        let mut content = fs::read(&path).unwrap();
+        let safe = acknowledged.bytes_since(segment.start(size())) as usize;
+        let at = safe + random.below((content.len() - safe) as u64) as usize;
+        match random.below(3) {
+            0 => content.truncate(at),
+            1 => content[at..].fill(0xA5),
+            _ => content[at..(at + 4096).min(size().bytes() as usize)].fill(0),
+        }
+        fs::write(&path, content).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn damaged_or_foreign_bytes_are_refused_and_the_stream_can_go_on() {
+    let wal = real_wal();
+    let bytes = first_timeline(wal);
+    let dir = tempfile::tempdir().unwrap();
+    let journal = begun(dir.path(), wal);
+    let mut random = Random(3);
+    feed(&journal, T1, wal.begin_lsn, &bytes[..700_000], &mut random).await;
+    let position = |journal: &Journal| journal.positions().borrow().clone().unwrap();
+    wait(&journal, |p| p.as_ref().is_some_and(|p| p.written_lsn == wal.begin_lsn + 700_000)).await;
+    let before = position(&journal);
+    let mut damaged = bytes[700_000..900_000].to_vec();
+    damaged[1000] ^= 4;
+    let at = wal.begin_lsn + 700_000;
+    journal.append(epoch(1), T1, at, Bytes::from(damaged)).await.unwrap();
+    let refused = wait(&journal, |p| p.as_ref().is_some_and(|p| p.error.is_some())).await;
+    assert!(matches!(refused.error.as_deref(), Some(JournalError::BadWal { .. })));
+    assert_eq!(refused.durable_lsn, before.durable_lsn);
+    // Another history's bytes where some are durable already.
+    let mut foreign = bytes[..300_000].to_vec();
+    foreign[200_000] ^= 1;
+    journal.append(epoch(1), T1, wal.begin_lsn, Bytes::from(foreign)).await.unwrap();
+    let diverged = |error: &JournalError| matches!(error, JournalError::Diverged { .. });
+    wait(&journal, |p| p.as_ref().unwrap().error.as_deref().is_some_and(diverged)).await;
+    let gap = journal.append(epoch(1), T1, at + 9_000_000, Bytes::from_static(b"x")).await;
+    assert!(matches!(gap, Err(AppendError::Gap { .. })));
+    let offset = before.durable_lsn.bytes_since(wal.begin_lsn) as usize;
+    feed(&journal, T1, before.durable_lsn, &bytes[offset..], &mut random).await;
+    durable(&journal, wal.fork_lsn).await;
+    assert!(position(&journal).error.is_none());
+}
+
+#[tokio::test]
+async fn a_sealed_journal_refuses_older_epochs_also_after_a_restart() {
+    let wal = real_wal();
+    let bytes = first_timeline(wal);
+    let dir = tempfile::tempdir().unwrap();
+    let journal = begun(dir.path(), wal);
+    feed(&journal, T1, wal.begin_lsn, &bytes[..2_000_000], &mut Random(5)).await;
+    let end = journal.seal(epoch(2)).unwrap().unwrap();
+    let next = Bytes::copy_from_slice(&bytes[2_000_000..2_000_100]);
+    let refused = journal.append(epoch(1), T1, wal.begin_lsn + 2_000_000, next).await;
+    assert!(matches!(refused, Err(AppendError::Refused { .. })));
+    assert!(matches!(journal.admit(admission(1)), Err(JournalError::StaleEpoch { .. })));
+    assert!(matches!(
+        Journal::open(dir.path(), JournalOptions::default()),
+        Err(JournalError::Locked { .. })
+    ));
+    drop(journal);
+    let journal = open(dir.path());
+    assert_eq!((journal.max_epoch(), journal.sealed()), (epoch(2), Some(end)));
+    assert!(matches!(journal.admit(admission(1)), Err(JournalError::StaleEpoch { .. })));
+    assert_eq!(journal.positions().borrow().as_ref().unwrap().durable_lsn, end.durable_lsn);
+    journal.raise_epoch(epoch(1)).unwrap();
+    assert_eq!(journal.max_epoch(), epoch(2));
+    journal.admit(admission(2)).unwrap();
+}
+
+#[tokio::test]
+async fn a_timeline_switch_gives_the_files_that_postgresql_has() {
+    let wal = real_wal();
+    let bytes = first_timeline(wal);
+    let dir = tempfile::tempdir().unwrap();
+    let journal = begun(dir.path(), wal);
+    let mut random = Random(13);
+    feed(&journal, T1, wal.begin_lsn, &bytes, &mut random).await;
+    durable(&journal, wal.fork_lsn).await;
+    let t2 = T1.next();
+    for wrong in [wal.fork_lsn - 8, wal.fork_lsn + 8] {
+        assert!(journal.switch_timeline(epoch(1), t2, &wal.history, wrong).await.is_err());
+    }
+    journal.switch_timeline(epoch(1), t2, &wal.history, wal.fork_lsn).await.unwrap();
+    journal.switch_timeline(epoch(1), t2, &wal.history, wal.fork_lsn).await.unwrap();
+    let second = wal.bytes(t2);
+    let end = scan_pg_wal(&wal.dir, t2, wal.fork_lsn, size()).unwrap().end_lsn;
+    let offset = wal.fork_lsn.bytes_since(wal.begin_lsn) as usize;
+    let length = end.bytes_since(wal.begin_lsn) as usize;
+    feed(&journal, t2, wal.fork_lsn, &second[offset..length], &mut random).await;
+    durable(&journal, end).await;
+    let tail = journal.tail().unwrap().unwrap();
+    drop(journal);
+    let journal = open(dir.path());
+    assert_eq!(journal.tail().unwrap().unwrap(), tail);
+    assert_eq!(journal.history_raw(t2).unwrap(), wal.history);
+    for (number, _) in files::segments(dir.path(), t2, size()).unwrap().iter().filter(|s| *s.1) {
+        let segment = WalSegment { timeline: t2, number: *number };
+        let ours = fs::read(files::finished(dir.path(), segment, size())).unwrap();
+        let theirs = fs::read(wal.dir.join(segment.file_name(size()))).unwrap();
+        assert!(ours == theirs, "segment {number} of timeline 2 differs");
+    }
+    let mut reader = journal.reader(T1, wal.begin_lsn).unwrap();
+    let mut read = Vec::new();
+    let left = loop {
+        match reader.read(300_000).unwrap() {
+            ReadOutcome::Data { bytes, .. } => read.extend(bytes),
+            other => break other,
+        }
+    };
+    assert_eq!(left, ReadOutcome::TimelineEnd { switch_lsn: wal.fork_lsn, next: t2 });
+    assert!(read == bytes);
+    let mut reader = journal.reader(t2, wal.begin_lsn).unwrap();
+    read.clear();
+    while let ReadOutcome::Data { bytes, .. } = reader.read(300_000).unwrap() {
+        read.extend(bytes);
+    }
+    assert!(read == second[..length]);
+}
+
+#[tokio::test]
+async fn old_segments_are_removed_and_the_rest_can_be_fetched_and_set_aside() {
+    let wal = real_wal();
+    let bytes = first_timeline(wal);
+    let dir = tempfile::tempdir().unwrap();
+    let inside = dir.path().join("wal");
+    let journal = begun(&inside, wal);
+    feed(&journal, T1, wal.begin_lsn, &bytes, &mut Random(17)).await;
+    durable(&journal, wal.fork_lsn).await;
+    // Segments get their final name just after their end is published, before the next command.
+    journal.raise_epoch(epoch(1)).unwrap();
+    let first = WalSegment::containing(T1, wal.begin_lsn, size());
+    let target = dir.path().join("RECOVERYXLOG");
+    let name = |segment: WalSegment| segment.file_name(size());
+    assert_eq!(get(&inside, &name(first), &target).unwrap(), GetOutcome::Copied);
+    assert_eq!(fs::read(&target).unwrap(), fs::read(wal.dir.join(name(first))).unwrap());
+    assert_eq!(journal.remove_before(first.end(size())).unwrap(), size().bytes());
+    assert_eq!(get(&inside, &name(first), &target).unwrap(), GetOutcome::NotFound);
+    assert_eq!(get(&inside, "00000002.history", &target).unwrap(), GetOutcome::NotFound);
+    assert_eq!(get(&inside, "../../etc/passwd", &target).unwrap(), GetOutcome::NotFound);
+    let positions = journal.positions().borrow().clone().unwrap();
+    assert_eq!(positions.begin_lsn, first.end(size()));
+    journal.remove_before(Lsn::MAX).unwrap();
+    let tail = journal.tail().unwrap().unwrap();
+    drop(journal);
+    let journal = open(&inside);
+    assert_eq!(journal.tail().unwrap().unwrap(), tail);
+    journal.set_aside(&dir.path().join("divergent")).unwrap();
+    assert!(journal.tail().unwrap().is_none() && journal.identity().is_none());
+    assert_eq!(journal.max_epoch(), epoch(1));
+    assert!(!files::segments(&dir.path().join("divergent"), T1, size()).unwrap().is_empty());
+    journal.begin(wal.system_id, size(), T1, Vec::new(), wal.begin_lsn).unwrap();
+    journal.admit(admission(1)).unwrap();
+    feed(&journal, T1, wal.begin_lsn, &bytes, &mut Random(19)).await;
+    durable(&journal, wal.fork_lsn).await;
+}

@@ -1,0 +1,553 @@
+//! The receiver: dials the holder, attaches with what the journal holds, and brings WAL into it.
+//!
+//! It acknowledges nothing but what the journal calls durable, and at most what this stream brought.
+//! It does not decide whom to follow: it acts under an admission, and ends with a typed reason when
+//! going on is the core's decision.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use understudy_proto::v1::from_source::Message as Incoming;
+use understudy_proto::v1::refused::Reason;
+use understudy_proto::v1::wal_client::WalClient;
+use understudy_proto::v1::{self, to_source::Message as Outgoing};
+use understudy_types::{
+    Admission, BootInstant, Clock, ClusterId, Epoch, Incarnation, Lineage, Lsn, NodeId, NodeName,
+    SegmentSize, SystemId, Timeline,
+};
+use understudy_wal::protocol::HotStandbyFeedback;
+
+use crate::journal::{AppendError, Journal, JournalError, JournalPositions};
+use crate::source::PROTOCOL_VERSION;
+
+/// Between attempts to reach the holder.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// For the call to be answered at all.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the source to compare and attach; it may have to read a long record.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(70);
+/// A source sends ten heartbeats a second; this much silence means that it is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Without news the position is repeated this often.
+const ACK_INTERVAL: Duration = Duration::from_millis(100);
+/// Acknowledgements that may wait for the network; newer ones are merged meanwhile.
+const ACKS_MAX: usize = 4;
+/// The largest message: a frame of 256 KiB with room for its envelope, or a history file.
+const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Where to begin when the journal holds nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct EmptyStart {
+    /// The timeline that the standby needs first.
+    pub timeline: Timeline,
+    /// The position that the standby needs first; the stream begins with its segment.
+    pub lsn: Lsn,
+    /// The cluster's segment size.
+    pub segment_size: SegmentSize,
+}
+
+/// Where the local standby stands, for the acknowledgements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StandbyProgress {
+    /// Replayed; `None` while there is no standby or it has not said.
+    pub replay_lsn: Option<Lsn>,
+    /// Its hot-standby feedback, if it gives any.
+    pub feedback: Option<HotStandbyFeedback>,
+}
+
+/// What a receiver needs to know.
+#[derive(Clone)]
+pub struct ReceiverOptions {
+    /// Leads to the holder.
+    pub channel: Channel,
+    /// Where WAL goes.
+    pub journal: Journal,
+    /// Under what it is stored; put in force in the journal at the start.
+    pub admission: Admission,
+    /// The lineage up to the admitted epoch; stored when an empty journal begins.
+    pub lineage: Vec<Lineage>,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// PostgreSQL's system identifier, if it is known.
+    pub system_id: Option<SystemId>,
+    /// This node.
+    pub node: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// Where to begin when the journal holds nothing.
+    pub empty_start: Option<EmptyStart>,
+    /// Where the local standby stands.
+    pub standby: watch::Receiver<StandbyProgress>,
+}
+
+/// Why a receiver ended for good.
+#[derive(Clone, Debug)]
+pub enum ReceiverEnd {
+    /// The source refused in a way that trying again does not change.
+    Refused {
+        /// On which to act.
+        reason: Reason,
+        /// For people.
+        detail: String,
+        /// The source's epoch.
+        epoch: Epoch,
+    },
+    /// The journal is sealed, or admits another epoch by now.
+    NotAdmitted,
+    /// The journal is empty and nobody said where to begin.
+    NothingToStartFrom,
+    /// The journal failed and has to be opened again.
+    JournalFailed(Arc<JournalError>),
+    /// `stop` was called.
+    Cancelled,
+}
+
+/// What the newest heartbeat said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceHeartbeat {
+    /// The primary's flush position.
+    pub flush_lsn: Lsn,
+    /// What its gate has released.
+    pub released_lsn: Lsn,
+    /// When it arrived here.
+    pub received_at: BootInstant,
+}
+
+/// How a receiver is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReceiverStatus {
+    /// The source has attached it and the stream is up.
+    pub attached: bool,
+    /// The newest heartbeat, also of an earlier stream.
+    pub heartbeat: Option<SourceHeartbeat>,
+    /// Why the last attempt or stream ended.
+    pub last_problem: Option<String>,
+    /// How many times it has tried to attach.
+    pub attempt_count: u64,
+}
+
+/// A running receiver. Dropping the handle stops it.
+pub struct ReceiverHandle {
+    status: watch::Receiver<ReceiverStatus>,
+    cancel: CancellationToken,
+    task: JoinHandle<ReceiverEnd>,
+}
+
+impl ReceiverHandle {
+    /// How it is doing.
+    pub fn status(&self) -> watch::Receiver<ReceiverStatus> {
+        self.status.clone()
+    }
+
+    /// Asks it to end; `ended` says when it has.
+    pub fn stop(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Waits for its end. May be called again only if an earlier call was dropped before it returned.
+    pub async fn ended(&mut self) -> ReceiverEnd {
+        // A panic in the task is a broken invariant: it must not pass for an orderly end.
+        (&mut self.task).await.expect("the receiver's task panicked")
+    }
+}
+
+impl Drop for ReceiverHandle {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// Starts receivers.
+pub struct Receiver;
+
+impl Receiver {
+    /// Starts one on the tokio runtime around it; it reconnects by itself until it ends.
+    pub fn start(options: ReceiverOptions, clock: Arc<dyn Clock>) -> ReceiverHandle {
+        let cancel = CancellationToken::new();
+        let status = watch::Sender::new(ReceiverStatus::default());
+        let subscribed = status.subscribe();
+        let running = Running { options, clock, status, cancel: cancel.clone() };
+        ReceiverHandle { status: subscribed, cancel, task: tokio::spawn(running.run()) }
+    }
+}
+
+/// Why one stream ended.
+enum StreamEnd {
+    Final(ReceiverEnd),
+    /// To be tried again.
+    Again(String),
+}
+
+impl StreamEnd {
+    fn again(problem: impl Into<String>) -> StreamEnd {
+        StreamEnd::Again(problem.into())
+    }
+}
+
+impl From<JournalError> for StreamEnd {
+    fn from(error: JournalError) -> StreamEnd {
+        match &error {
+            JournalError::NotAdmitted { .. } | JournalError::StaleEpoch { .. } => {
+                StreamEnd::Final(ReceiverEnd::NotAdmitted)
+            }
+            _ if error.is_fatal() => StreamEnd::Final(ReceiverEnd::JournalFailed(Arc::new(error))),
+            _ => StreamEnd::Again(error.to_string()),
+        }
+    }
+}
+
+struct Running {
+    options: ReceiverOptions,
+    clock: Arc<dyn Clock>,
+    status: watch::Sender<ReceiverStatus>,
+    cancel: CancellationToken,
+}
+
+impl Running {
+    async fn run(self) -> ReceiverEnd {
+        let end = tokio::select! {
+            () = self.cancel.cancelled() => ReceiverEnd::Cancelled,
+            end = self.reconnect() => end,
+        };
+        self.status.send_modify(|status| status.attached = false);
+        tracing::info!(epoch = %self.options.admission.epoch, ?end, "receiver ended");
+        end
+    }
+
+    async fn reconnect(&self) -> ReceiverEnd {
+        let (journal, admission) = (self.options.journal.clone(), self.options.admission);
+        if let Err(error) = blocking(move || journal.admit(admission)).await {
+            return match StreamEnd::from(error) {
+                StreamEnd::Final(end) => end,
+                StreamEnd::Again(_) => ReceiverEnd::NotAdmitted,
+            };
+        }
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            self.status.send_modify(|status| status.attempt_count += 1);
+            let ended = self.stream().await;
+            let was_attached = self.status.borrow().attached;
+            self.status.send_modify(|status| status.attached = false);
+            if was_attached {
+                backoff = BACKOFF_MIN;
+            }
+            match ended {
+                StreamEnd::Final(end) => return end,
+                StreamEnd::Again(problem) => {
+                    tracing::info!(problem, "receiver will try again");
+                    self.status.send_modify(|status| status.last_problem = Some(problem));
+                }
+            }
+            sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// One stream, from dialling to its end.
+    async fn stream(&self) -> StreamEnd {
+        match self.attach_and_follow().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn attach_and_follow(&self) -> Result<std::convert::Infallible, StreamEnd> {
+        let attach = self.attach().await?;
+        let (outbound, requests) = mpsc::channel(ACKS_MAX);
+        let start_lsn = Lsn(attach.start_lsn);
+        let opening = v1::ToSource { message: Some(Outgoing::Attach(attach)) };
+        outbound.try_send(opening).map_err(|_| StreamEnd::again("the new channel is full"))?;
+        let mut client = WalClient::new(self.options.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let call = client.stream(ReceiverStream::new(requests));
+        let mut inbound = match timeout(CALL_TIMEOUT, call).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return Err(StreamEnd::again(status.message())),
+            Err(_) => return Err(StreamEnd::again("the holder does not answer")),
+        };
+        let first = self.receive(&mut inbound, ATTACH_TIMEOUT).await?;
+        self.attached(first, start_lsn).await?;
+        let arrived = watch::Sender::new(Arrived { upto_lsn: start_lsn, heartbeat_ns: 0 });
+        tokio::select! {
+            end = self.follow(&mut inbound, &arrived) => end,
+            end = self.acknowledge(&outbound, arrived.subscribe()) => end,
+        }
+    }
+
+    /// Says where the journal stands.
+    async fn attach(&self) -> Result<v1::Attach, StreamEnd> {
+        let options = &self.options;
+        let journal = options.journal.clone();
+        let tail = blocking(move || journal.tail()).await?;
+        let (timeline, start_lsn, tail_lsn, hash) = match (tail, options.empty_start) {
+            (Some(tail), _) if tail.tail_lsn < tail.durable_lsn => {
+                (tail.timeline, tail.durable_lsn, tail.tail_lsn, tail.sha256.to_vec())
+            }
+            (Some(tail), _) => (tail.timeline, tail.durable_lsn, tail.durable_lsn, Vec::new()),
+            (None, Some(start)) => {
+                let lsn = start.lsn.align_down(start.segment_size.bytes());
+                (start.timeline, lsn, lsn, Vec::new())
+            }
+            (None, None) => return Err(StreamEnd::Final(ReceiverEnd::NothingToStartFrom)),
+        };
+        let held = options.journal.identity().map(|(system_id, _)| system_id);
+        let epoch: v1::Epoch = options.admission.epoch.into();
+        Ok(v1::Attach {
+            hello: Some(v1::Hello {
+                protocol_version: PROTOCOL_VERSION,
+                cluster: options.cluster.to_string(),
+                node: options.name.to_string(),
+                node_id: options.node.0,
+                incarnation: options.incarnation.to_string(),
+                system_id: held.or(options.system_id).map_or(0, |system_id| system_id.0),
+                epoch: Some(epoch),
+                ..Default::default()
+            }),
+            epoch: Some(epoch),
+            promotion: options.admission.promotion.to_string(),
+            timeline: timeline.get(),
+            start_lsn: start_lsn.0,
+            tail_lsn: tail_lsn.0,
+            tail_sha256: hash,
+        })
+    }
+
+    async fn receive(
+        &self,
+        inbound: &mut tonic::Streaming<v1::FromSource>,
+        silence_max: Duration,
+    ) -> Result<Incoming, StreamEnd> {
+        match timeout(silence_max, inbound.next()).await {
+            Ok(Some(Ok(v1::FromSource { message: Some(message) }))) => Ok(message),
+            Ok(Some(Ok(_))) => Err(StreamEnd::again("the holder sent an unknown message")),
+            Ok(Some(Err(status))) => Err(StreamEnd::again(status.message())),
+            Ok(None) => Err(StreamEnd::again("the holder ended the stream")),
+            Err(_) => Err(StreamEnd::again("the holder is silent")),
+        }
+    }
+
+    /// Checks the source's answer to the attach; an empty journal begins here.
+    async fn attached(&self, first: Incoming, start_lsn: Lsn) -> Result<(), StreamEnd> {
+        let attached = match first {
+            Incoming::Attached(attached) => attached,
+            Incoming::Refused(refused) => return Err(refused_end(refused)),
+            Incoming::Frame(_) | Incoming::TimelineSwitch(_) | Incoming::Heartbeat(_) => {
+                return Err(StreamEnd::again("the holder sent something before it attached"));
+            }
+        };
+        let admission = &self.options.admission;
+        let same = attached.epoch.map(Epoch::from) == Some(admission.epoch)
+            && attached.promotion == admission.promotion.to_string()
+            && Lsn(attached.start_lsn) == start_lsn;
+        let held = self.options.journal.identity();
+        let known = held.map(|(system_id, _)| system_id).or(self.options.system_id);
+        let size = SegmentSize::new(attached.segment_size_bytes);
+        let same_system = known.is_none_or(|known| known.0 == attached.system_id);
+        let (Some(size), true, true) = (size, same, same_system) else {
+            return Err(StreamEnd::again("the holder attached something else than was asked for"));
+        };
+        let timeline = Timeline::new(attached.timeline)
+            .ok_or_else(|| StreamEnd::again("the holder attached timeline 0"))?;
+        if held.is_none() {
+            let journal = self.options.journal.clone();
+            let lineage = self.options.lineage.clone();
+            let system_id = SystemId(attached.system_id);
+            blocking(move || journal.begin(system_id, size, timeline, lineage, start_lsn)).await?;
+        }
+        tracing::info!(epoch = %admission.epoch, %start_lsn, %timeline, "attached to the holder");
+        self.status.send_modify(|status| {
+            status.attached = true;
+            status.last_problem = None;
+        });
+        Ok(())
+    }
+
+    /// Brings what arrives into the journal.
+    async fn follow(
+        &self,
+        inbound: &mut tonic::Streaming<v1::FromSource>,
+        arrived: &watch::Sender<Arrived>,
+    ) -> Result<std::convert::Infallible, StreamEnd> {
+        loop {
+            match self.receive(inbound, SILENCE_MAX).await? {
+                Incoming::Frame(frame) => {
+                    // Before it is stored: it may be durable, and its acknowledgement due, before
+                    // this task goes on.
+                    let upto_lsn = Lsn(frame.lsn.saturating_add(frame.data.len() as u64));
+                    arrived.send_modify(|arrived| arrived.upto_lsn = upto_lsn);
+                    self.store(frame).await?;
+                }
+                Incoming::TimelineSwitch(switch) => self.switch(switch).await?,
+                Incoming::Heartbeat(heartbeat) => {
+                    self.check_epoch(heartbeat.epoch)?;
+                    let received = SourceHeartbeat {
+                        flush_lsn: Lsn(heartbeat.flush_lsn),
+                        released_lsn: Lsn(heartbeat.released_lsn),
+                        received_at: self.clock.now(),
+                    };
+                    self.status.send_modify(|status| status.heartbeat = Some(received));
+                    arrived.send_modify(|arrived| arrived.heartbeat_ns = heartbeat.sent_ns);
+                }
+                Incoming::Refused(refused) => return Err(refused_end(refused)),
+                Incoming::Attached(_) => return Err(StreamEnd::again("attached twice")),
+            }
+        }
+    }
+
+    fn check_epoch(&self, epoch: Option<v1::Epoch>) -> Result<Epoch, StreamEnd> {
+        let epoch = epoch.map(Epoch::from).unwrap_or_default();
+        let admitted = self.options.admission.epoch;
+        if epoch == admitted {
+            return Ok(epoch);
+        }
+        Err(StreamEnd::again(format!("the holder speaks of epoch {epoch}, {admitted} is admitted")))
+    }
+
+    async fn store(&self, frame: v1::Frame) -> Result<(), StreamEnd> {
+        let epoch = self.check_epoch(frame.epoch)?;
+        let timeline = Timeline::new(frame.timeline)
+            .ok_or_else(|| StreamEnd::again("the holder sent WAL of timeline 0"))?;
+        let lsn = Lsn(frame.lsn);
+        if crc32c::crc32c(&frame.data) != frame.crc32c {
+            return Err(StreamEnd::again(format!("the frame at {lsn} was damaged on its way")));
+        }
+        match self.options.journal.append(epoch, timeline, lsn, frame.data).await {
+            Ok(()) => Ok(()),
+            Err(AppendError::Refused { .. }) => Err(StreamEnd::Final(ReceiverEnd::NotAdmitted)),
+            Err(AppendError::Failed(error)) => {
+                Err(StreamEnd::Final(ReceiverEnd::JournalFailed(error)))
+            }
+            Err(error) => Err(StreamEnd::Again(error.to_string())),
+        }
+    }
+
+    async fn switch(&self, switch: v1::TimelineSwitch) -> Result<(), StreamEnd> {
+        let epoch = self.check_epoch(switch.epoch)?;
+        let timeline = Timeline::new(switch.timeline)
+            .ok_or_else(|| StreamEnd::again("the holder switched to timeline 0"))?;
+        let fork_lsn = Lsn(switch.fork_lsn);
+        tracing::info!(%timeline, %fork_lsn, "following the holder's timeline");
+        let journal = &self.options.journal;
+        Ok(journal.switch_timeline(epoch, timeline, &switch.history, fork_lsn).await?)
+    }
+
+    /// Acknowledges at once what became durable, and repeats the position while nothing happens.
+    async fn acknowledge(
+        &self,
+        outbound: &mpsc::Sender<v1::ToSource>,
+        mut arrived: watch::Receiver<Arrived>,
+    ) -> Result<std::convert::Infallible, StreamEnd> {
+        let mut positions = self.options.journal.positions();
+        let left_over = positions.borrow().as_ref().and_then(|position| position.error.clone());
+        let mut standby = self.options.standby.clone();
+        let mut standby_open = true;
+        let mut tick = interval(ACK_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut standby_told = Instant::now();
+        loop {
+            let position = positions.borrow_and_update().clone();
+            let position = position.ok_or_else(|| StreamEnd::again("the journal was emptied"))?;
+            if let Some(error) = &position.error {
+                if error.is_fatal() {
+                    let error = Arc::clone(error);
+                    return Err(StreamEnd::Final(ReceiverEnd::JournalFailed(error)));
+                }
+                // What an earlier stream left behind goes with the next bytes that are durable. What
+                // this one brought has been dropped, and nobody would send it again.
+                if left_over.as_ref().is_none_or(|known| !Arc::ptr_eq(known, error)) {
+                    return Err(StreamEnd::Again(error.to_string()));
+                }
+            }
+            let ack =
+                self.ack(&position, *arrived.borrow_and_update(), *standby.borrow_and_update());
+            let ack = v1::ToSource { message: Some(Outgoing::Ack(ack)) };
+            if outbound.send(ack).await.is_err() {
+                return Err(StreamEnd::again("the holder ended the stream"));
+            }
+            // A standby that replays fast must not turn into a flood of acknowledgements.
+            let quiet = standby_told.elapsed() < Duration::from_millis(5);
+            tokio::select! {
+                changed = positions.changed() => {
+                    changed.map_err(|_| StreamEnd::again("the journal was closed"))?;
+                }
+                changed = standby.changed(), if standby_open && !quiet => {
+                    standby_open = changed.is_ok();
+                    standby_told = Instant::now();
+                }
+                _ = tick.tick() => {}
+            }
+        }
+    }
+
+    fn ack(
+        &self,
+        position: &JournalPositions,
+        arrived: Arrived,
+        standby: StandbyProgress,
+    ) -> v1::Ack {
+        // What an earlier stream had queued may become durable now; the source of this one has not
+        // sent it yet and would take it for a false claim.
+        let durable_lsn = position.durable_lsn.min(arrived.upto_lsn);
+        v1::Ack {
+            epoch: Some(self.options.admission.epoch.into()),
+            promotion: self.options.admission.promotion.to_string(),
+            timeline: position.timeline.get(),
+            written_lsn: position.written_lsn.min(arrived.upto_lsn).0,
+            durable_lsn: durable_lsn.0,
+            replay_lsn: standby.replay_lsn.unwrap_or(Lsn::ZERO).min(durable_lsn).0,
+            feedback: standby.feedback.map(|feedback| v1::HotStandbyFeedback {
+                xmin: feedback.xmin,
+                xmin_epoch: feedback.xmin_epoch,
+                catalog_xmin: feedback.catalog_xmin,
+                catalog_xmin_epoch: feedback.catalog_xmin_epoch,
+            }),
+            heartbeat_ns: arrived.heartbeat_ns,
+        }
+    }
+}
+
+/// What this stream has brought.
+#[derive(Clone, Copy, Debug)]
+struct Arrived {
+    /// The end of the frames taken by the journal; at first the position attached at.
+    upto_lsn: Lsn,
+    /// The newest heartbeat's clock, to be echoed.
+    heartbeat_ns: u64,
+}
+
+/// Whether a refusal is the core's business or only a matter of time.
+fn refused_end(refused: v1::Refused) -> StreamEnd {
+    let reason = refused.reason();
+    let epoch = refused.epoch.map(Epoch::from).unwrap_or_default();
+    match reason {
+        Reason::NotHolder | Reason::Unspecified => {
+            StreamEnd::Again(format!("refused: {}", refused.detail))
+        }
+        Reason::StaleEpoch
+        | Reason::NewerEpoch
+        | Reason::Diverged
+        | Reason::WalGone
+        | Reason::WrongCluster => {
+            StreamEnd::Final(ReceiverEnd::Refused { reason, detail: refused.detail, epoch })
+        }
+    }
+}
+
+/// Runs a journal operation that waits for the disk where it holds up nobody else.
+fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = T> {
+    let task = tokio::task::spawn_blocking(work);
+    async move { task.await.expect("the journal operation panicked") }
+}
