@@ -1,0 +1,35 @@
+//! The local PostgreSQL server's hands and eyes: find it, make it, start, stop, fence, promote, copy,
+//! rewind and probe it.
+//!
+//! Nothing here decides: what may be done, and when, is the core's business (`understudy-core`), and
+//! each call does one thing and reports what became of it. PostgreSQL's own programs do the work,
+//! under the server's OS user. Small files are written and made durable on the calling thread.
+
+mod access;
+mod admin;
+mod binaries;
+mod connection;
+mod control;
+mod copy;
+mod error;
+mod fence;
+mod os;
+mod probe;
+mod process;
+mod promote;
+mod server;
+mod settings;
+
+pub use access::HbaMode;
+pub use admin::Slot;
+pub use binaries::{Binaries, SUPPORTED_MAJORS, Version};
+pub use control::{ControlData, ControlState, DataDirectory};
+pub use copy::{CopySource, Progress, Rewound, source_checkpoint_timeline};
+pub use error::{Error, Result};
+pub use fence::FenceProof;
+pub use os::OsUser;
+pub use probe::{GateRow, Observation, Probe};
+pub use process::Running;
+pub use promote::{BURNED_HISTORY, Promoted};
+pub use server::Server;
+pub use settings::{GateName, ROLE_MANAGEMENT, ROLE_REPLICATION, ROLE_REWIND, Settings, StartMode};

@@ -1,0 +1,235 @@
+//! What a server is started with: its place, its user, and the settings that must not be changed.
+//!
+//! Settings that the gate rests on go on the postmaster's command line, where neither
+//! `postgresql.conf` nor ALTER SYSTEM can touch them, and which a rewind or base backup cannot copy
+//! from another node.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+use crate::os::OsUser;
+
+/// The node's own superuser role: probes, promotion, checkpoints.
+pub const ROLE_MANAGEMENT: &str = "understudy";
+/// The role that reads WAL and takes base backups; nobody else may replicate.
+pub const ROLE_REPLICATION: &str = "understudy_replication";
+/// The role that `pg_rewind` reads the source with.
+pub const ROLE_REWIND: &str = "understudy_rewind";
+
+/// The longest path of a Unix socket that Linux accepts.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// The random `application_name` under which the node is PostgreSQL's synchronous standby.
+///
+/// 1 to 63 characters of `a-z`, `0-9` and `_`, so that it needs no quoting and no folding of case can
+/// make two of them equal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateName(String);
+
+impl GateName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for GateName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for GateName {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<GateName> {
+        let plain = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        if plain && (1..=63).contains(&text.len()) {
+            return Ok(GateName(text.to_owned()));
+        }
+        let reason = format!("{text:?} is not 1 to 63 characters of a-z, 0-9 and _");
+        Err(Error::Setting { name: "gate name", reason })
+    }
+}
+
+/// Where the local server lives and what the operator wants of it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// PGDATA.
+    pub data_dir: PathBuf,
+    /// Where this node keeps what must survive a rewind of PGDATA (the second copy of the dirty
+    /// marker); belongs to this PGDATA alone.
+    pub state_dir: PathBuf,
+    /// TCP port, also part of the socket's name.
+    pub port: u16,
+    /// PostgreSQL's `listen_addresses`; empty for the Unix socket only.
+    pub listen_addresses: String,
+    /// Directory of the Unix socket; made if it is missing.
+    pub socket_dir: PathBuf,
+    /// Who PostgreSQL runs as.
+    pub os_user: OsUser,
+    /// Where the postmaster's output goes.
+    pub log_file: PathBuf,
+    /// The operator's own settings, validated elsewhere; those that the gate rests on lose.
+    pub parameters: BTreeMap<String, String>,
+    /// Shown as `cluster_name`.
+    pub node_name: String,
+}
+
+impl Settings {
+    /// Refuses what PostgreSQL would only refuse later, and less clearly.
+    pub(crate) fn check(&self) -> Result<()> {
+        let invalid = |name, reason: String| Err(Error::Setting { name, reason });
+        if !self.data_dir.is_absolute() || self.data_dir.parent().is_none() {
+            return invalid("data_dir", format!("{:?} is not an absolute path", self.data_dir));
+        }
+        let socket = self.socket_dir.join(format!(".s.PGSQL.{}", self.port));
+        let bytes = socket.as_os_str().len();
+        if bytes > SOCKET_PATH_BYTES_MAX {
+            let reason =
+                format!("{socket:?} has {bytes} bytes, {SOCKET_PATH_BYTES_MAX} are possible");
+            return invalid("socket_dir", reason);
+        }
+        for (name, path) in [("data_dir", &self.data_dir), ("socket_dir", &self.socket_dir)] {
+            let text = path.to_str().unwrap_or("\n");
+            if text.contains([',', '\n', '"', '\'']) {
+                return invalid(
+                    name,
+                    format!("{path:?} has a comma, quote, line end or is not UTF-8"),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// In which role a server starts. The gate's name is set in both: a standby that is promoted must
+/// already be gated in the moment in which it accepts the first write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartMode {
+    /// Follows; `standby.signal` lies in the data directory.
+    Standby {
+        /// libpq connection string of the relay.
+        primary_conninfo: String,
+        /// Shell command that fetches WAL files from the journal.
+        restore_command: Option<String>,
+    },
+    /// Comes up writable, behind the gate. Only between an accepted renewal and the start.
+    Primary,
+}
+
+/// The settings of the postmaster's command line, the operator's first, ours last so that they win.
+pub(crate) fn command_line(
+    settings: &Settings,
+    mode: &StartMode,
+    gate: &GateName,
+) -> Vec<(String, String)> {
+    let mut line: Vec<(String, String)> = Vec::new();
+    let user = |name: &str| {
+        let found = settings.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    };
+    for (name, value) in &settings.parameters {
+        line.push((name.to_ascii_lowercase(), value.clone()));
+    }
+    let mut ours = |name: &str, value: &str| {
+        line.retain(|(key, _)| key != name);
+        line.push((name.to_owned(), value.to_owned()));
+    };
+    // A default only: what the operator says about it stands.
+    if user("wal_keep_size").is_none() {
+        ours("wal_keep_size", "1GB");
+    }
+    let logical = user("wal_level").is_some_and(|level| level.eq_ignore_ascii_case("logical"));
+    ours("wal_level", if logical { "logical" } else { "replica" });
+    for name in ["max_wal_senders", "max_replication_slots"] {
+        let wanted = user(name).and_then(|value| value.parse().ok()).unwrap_or(10).max(10u32);
+        ours(name, &wanted.to_string());
+    }
+    ours("synchronous_standby_names", &format!("\"{gate}\""));
+    ours("synchronous_commit", "on");
+    for name in ["fsync", "full_page_writes", "hot_standby", "wal_log_hints"] {
+        ours(name, "on");
+    }
+    ours("restart_after_crash", "off");
+    // Our blocks must be the files that count, whatever postgresql.conf says.
+    ours("hba_file", &settings.data_dir.join("pg_hba.conf").to_string_lossy());
+    ours("ident_file", &settings.data_dir.join("pg_ident.conf").to_string_lossy());
+    ours("unix_socket_directories", &settings.socket_dir.to_string_lossy());
+    ours("port", &settings.port.to_string());
+    ours("listen_addresses", &settings.listen_addresses);
+    ours("cluster_name", &settings.node_name);
+    ours("wal_retrieve_retry_interval", "250ms");
+    ours("recovery_target_timeline", "latest");
+    // A rewind or base backup brings the source's postgresql.auto.conf along.
+    ours("primary_slot_name", "");
+    match mode {
+        StartMode::Standby { primary_conninfo, restore_command } => {
+            ours("primary_conninfo", primary_conninfo);
+            ours("restore_command", restore_command.as_deref().unwrap_or(""));
+        }
+        StartMode::Primary => {
+            ours("primary_conninfo", "");
+            ours("restore_command", "");
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(parameters: &[(&str, &str)]) -> Settings {
+        Settings {
+            data_dir: "/data".into(),
+            state_dir: "/state".into(),
+            port: 5432,
+            listen_addresses: "*".to_owned(),
+            socket_dir: "/run/socket".into(),
+            os_user: OsUser { name: "postgres".to_owned(), uid: 1, gid: 1 },
+            log_file: "/log".into(),
+            parameters: parameters.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            node_name: "a".to_owned(),
+        }
+    }
+
+    #[test]
+    fn settings_of_the_gate_win_over_the_operators() {
+        let gate: GateName = "gate_1".parse().unwrap();
+        let given = [
+            ("Synchronous_Standby_Names", "*"),
+            ("fsync", "off"),
+            ("max_wal_senders", "3"),
+            ("max_replication_slots", "40"),
+            ("wal_keep_size", "64MB"),
+            ("work_mem", "8MB"),
+        ];
+        let line = command_line(&settings(&given), &StartMode::Primary, &gate);
+        let all = |name: &str| {
+            line.iter().filter(|(key, _)| key == name).map(|(_, v)| v.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(all("synchronous_standby_names"), ["\"gate_1\""]);
+        assert_eq!(all("fsync"), ["on"]);
+        assert_eq!(all("max_wal_senders"), ["10"]);
+        assert_eq!(all("max_replication_slots"), ["40"]);
+        assert_eq!(all("wal_keep_size"), ["64MB"]);
+        assert_eq!(all("work_mem"), ["8MB"]);
+    }
+
+    #[test]
+    fn a_gate_name_needs_no_quoting() {
+        for text in ["", "Gate", "a b", "a\"b", "*", &"x".repeat(64)] {
+            assert!(text.parse::<GateName>().is_err(), "{text:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_socket_path_that_linux_cannot_hold_is_refused() {
+        let mut settings = settings(&[]);
+        settings.socket_dir = format!("/{}", "x".repeat(100)).into();
+        assert!(settings.check().unwrap_err().to_string().contains("107"));
+    }
+}
