@@ -245,6 +245,9 @@ pub struct Grant {
     /// The cluster's history up to and including this, oldest first; without it while it is not yet
     /// reported.
     pub history: Vec<Lineage>,
+    /// How long what an earlier process acknowledged may have been exposed by now: counted in, so that
+    /// a restart never makes exposure look smaller.
+    pub exposed_for: Duration,
 }
 
 /// Something to do.
@@ -682,7 +685,13 @@ impl Core {
             timeline: current.timeline,
             system_id: self.state.identity.as_ref()?.system_id?,
             history: self.state.history(),
+            exposed_for: self.exposed_for(),
         })
+    }
+
+    fn exposed_for(&self) -> Duration {
+        let published = self.state.holder.as_ref().and_then(|holder| holder.published.as_ref());
+        published.map_or(Duration::ZERO, |published| published.exposure.time) + self.timing.ttl
     }
 }
 
