@@ -129,7 +129,8 @@ fn last_common_fork(recorded: &[Lineage], history: &[Lineage]) -> Option<Lsn> {
     };
     let (mine, theirs) =
         recorded.iter().enumerate().rev().find_map(|(i, m)| shared(m).map(|t| (i, t)))?;
-    let fork_of = |lineage: &[Lineage], at: usize| lineage.get(at + 1).and_then(|next| next.fork_lsn);
+    let fork_of =
+        |lineage: &[Lineage], at: usize| lineage.get(at + 1).and_then(|next| next.fork_lsn);
     match (fork_of(recorded, mine), fork_of(history, theirs)) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
@@ -203,7 +204,9 @@ mod tests {
     fn a_rung_that_failed_is_not_tried_again() {
         let history = [link(1, 1, 10, None)];
         let survey = cluster(1, 5, vec![link(1, 1, 10, None)]);
-        let Plan::Join { rung, .. } = plan(&survey, SYSTEM, &history, Rung::Clone) else { panic!() };
+        let Plan::Join { rung, .. } = plan(&survey, SYSTEM, &history, Rung::Clone) else {
+            panic!()
+        };
         assert_eq!(rung, Rung::Clone);
     }
 }

@@ -87,22 +87,29 @@ impl World {
     fn step(&mut self) {
         self.now = self.now + STEP;
         let now = self.now;
-        let alive: Vec<NodeId> = self.machines.iter().filter(|(_, m)| m.alive).map(|(id, _)| *id).collect();
+        let alive: Vec<NodeId> =
+            self.machines.iter().filter(|(_, m)| m.alive).map(|(id, _)| *id).collect();
         let majority = alive.len() >= 2;
         let leader = alive.last().copied();
-        let reports: Vec<_> = alive.iter().map(|id| self.machines[id].core.own_report(now)).collect();
+        let reports: Vec<_> =
+            alive.iter().map(|id| self.machines[id].core.own_report(now)).collect();
         for id in &alive {
             let positions = self.positions(*id);
             let machine = self.machines.get_mut(id).unwrap();
             while majority && machine.applied < self.log.len() {
                 let (command, outcome, state) = self.log[machine.applied].clone();
                 machine.applied += 1;
-                machine.core.handle_event(now, Event::State { state, applied: Some((command, outcome)) });
+                machine
+                    .core
+                    .handle_event(now, Event::State { state, applied: Some((command, outcome)) });
             }
             machine.uuid += 1;
             let fresh = PromotionId(uuid::Uuid::from_u128((u128::from(id.0) << 64) | machine.uuid));
             let view = machine.view();
-            machine.core.handle_event(now, Event::Leadership { is_leader: majority && Some(*id) == leader, majority });
+            machine.core.handle_event(
+                now,
+                Event::Leadership { is_leader: majority && Some(*id) == leader, majority },
+            );
             machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us: 1 });
             machine.core.handle_event(now, Event::Source(positions));
             for report in reports.iter().filter(|report| report.node != *id) {
@@ -192,12 +199,20 @@ impl World {
         }
     }
 
-    fn run_until(&mut self, what: &str, limit: Duration, done: impl Fn(&World) -> bool) -> Duration {
+    fn run_until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        done: impl Fn(&World) -> bool,
+    ) -> Duration {
         let start = self.now;
         while !done(self) {
             self.step();
-            let standings: Vec<_> =
-                self.machines.iter().map(|(id, m)| (*id, m.alive, m.core.standing(self.now))).collect();
+            let standings: Vec<_> = self
+                .machines
+                .iter()
+                .map(|(id, m)| (*id, m.alive, m.core.standing(self.now)))
+                .collect();
             assert!(
                 self.now.since(start) < limit,
                 "{what} did not happen within {limit:?}: phase {:?}, durability {:?}\n{standings:#?}",
@@ -209,7 +224,9 @@ impl World {
     }
 
     fn serving(&self) -> Vec<NodeId> {
-        let serving = |m: &&NodeId| self.machines[m].alive && self.machines[m].core.standing(self.now).serving;
+        let serving = |m: &&NodeId| {
+            self.machines[m].alive && self.machines[m].core.standing(self.now).serving
+        };
         self.machines.keys().filter(serving).copied().collect()
     }
 

@@ -359,7 +359,8 @@ impl Core {
         for receiver in source.receivers.iter().filter(|receiver| receiver.attached) {
             self.stage().last_attached.insert(receiver.node, now);
         }
-        let members: Vec<NodeId> = self.state.data_nodes().filter(|node| *node != self.me).collect();
+        let members: Vec<NodeId> =
+            self.state.data_nodes().filter(|node| *node != self.me).collect();
         for node in members {
             if self.state.durability.waited.contains(&node) {
                 let stage = self.stage();

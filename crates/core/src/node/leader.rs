@@ -55,7 +55,11 @@ impl Core {
         {
             let reason = "its time has come".to_owned();
             let at_unix_us = self.wall_unix_us;
-            self.propose(now, Slot::Housekeeping, Command::Resume { caller: None, reason, at_unix_us });
+            self.propose(
+                now,
+                Slot::Housekeeping,
+                Command::Resume { caller: None, reason, at_unix_us },
+            );
         }
         match self.state.phase.clone() {
             Phase::Bootstrap => self.grant_first(now),
@@ -132,7 +136,9 @@ impl Core {
         let patient = now.since(lost_since) >= RESUME_PATIENCE;
         let back = self.report_of(now, holder.node).is_some_and(|report| report.resumable);
         if released && !ordered && patient && back {
-            let Some(timeline) = self.state.current().map(|granted| granted.timeline) else { return };
+            let Some(timeline) = self.state.current().map(|granted| granted.timeline) else {
+                return;
+            };
             self.grant(now, holder.node, timeline, PromoteCause::Released, None, None);
         }
     }
@@ -152,8 +158,10 @@ impl Core {
         durable_lsn: Option<Lsn>,
         system_id: Option<SystemId>,
     ) {
-        let under_way =
-            self.pending.get(&Slot::Promote).is_some_and(|at| now.since(*at) < super::PROPOSAL_RETRY);
+        let under_way = self
+            .pending
+            .get(&Slot::Promote)
+            .is_some_and(|at| now.since(*at) < super::PROPOSAL_RETRY);
         if under_way {
             return;
         }

@@ -25,7 +25,8 @@ use understudy_types::{
 };
 
 pub use views::{
-    DataView, HeardReport, JournalView, LocalView, PeerReport, PostgresFacts, PostgresView, SourceView,
+    DataView, HeardReport, JournalView, LocalView, PeerReport, PostgresFacts, PostgresView,
+    SourceView,
 };
 
 use crate::rejoin::{Rung, Survey};
@@ -471,7 +472,9 @@ impl Core {
             epoch: self.state.epoch,
             data: match &self.local.data {
                 // The first grant waits until the directory is ready for it.
-                DataView::Cluster { .. } if matches!(self.role, Role::Idle) && !self.prepared => None,
+                DataView::Cluster { .. } if matches!(self.role, Role::Idle) && !self.prepared => {
+                    None
+                }
                 DataView::Cluster { system_id, timeline } => Some((*system_id, *timeline)),
                 DataView::Unknown | DataView::Empty | DataView::Unusable(_) => None,
             },
@@ -527,7 +530,12 @@ impl Core {
         }
     }
 
-    fn take_result(&mut self, now: BootInstant, task: Task, result: Result<Completion, TaskFailure>) {
+    fn take_result(
+        &mut self,
+        now: BootInstant,
+        task: Task,
+        result: Result<Completion, TaskFailure>,
+    ) {
         match result {
             Ok(completion) => {
                 self.trouble = None;

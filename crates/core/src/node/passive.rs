@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use understudy_types::{Admission, BootInstant, Epoch, NodeId, PermitSerial};
 
-use super::{
-    Action, Completion, Core, DataView, FollowEnd, PostgresView, Role, Task, TaskFailure,
-};
+use super::{Action, Completion, Core, DataView, FollowEnd, PostgresView, Role, Task, TaskFailure};
 use crate::rejoin::{self, Plan, Rung, Survey};
 use crate::state::Phase;
 
@@ -138,7 +136,8 @@ impl Core {
                 return;
             }
             PostgresView::Running(facts) if facts.silent_for >= SILENCE_MAX => {
-                self.trouble = Some(format!("the standby has not answered for {:?}", facts.silent_for));
+                self.trouble =
+                    Some(format!("the standby has not answered for {:?}", facts.silent_for));
                 self.fence_passive();
                 return;
             }
@@ -284,4 +283,3 @@ impl Rung {
         }
     }
 }
-

@@ -6,12 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_types::{ClusterId, DurabilityMode, Epoch, Lsn, NodeId, NodeKind, SystemId, Timeline};
+use understudy_types::{
+    ClusterId, DurabilityMode, Epoch, Lsn, NodeId, NodeKind, SystemId, Timeline,
+};
 
 use super::{
-    ClusterState, Command, Durability, Expect, FailoverOrder, Granted, Holder, HolderProof, Identity,
-    Ineligible, Mark, Member, OPERATIONS_KEPT, Operation, OperationKind, OperationStatus, Outcome,
-    Pause, Phase, PromoteCause, Promoting, Published, Rejection,
+    ClusterState, Command, Durability, Expect, FailoverOrder, Granted, Holder, HolderProof,
+    Identity, Ineligible, Mark, Member, OPERATIONS_KEPT, Operation, OperationKind, OperationStatus,
+    Outcome, Pause, Phase, PromoteCause, Promoting, Published, Rejection,
 };
 use crate::{ClusterConfig, OnSoleSurvivor};
 
@@ -45,7 +47,9 @@ impl ClusterState {
             Command::SyncAdd { by, generation, node, at } => {
                 self.sync_add(by, *generation, *node, *at)
             }
-            Command::SyncRemove { by, generation, node } => self.sync_remove(by, *generation, *node),
+            Command::SyncRemove { by, generation, node } => {
+                self.sync_remove(by, *generation, *node)
+            }
             Command::SetMark { node, mark } => self.set_mark(*node, mark),
             Command::ClearMark { by, node } => {
                 self.check_holder(by)?;
@@ -302,7 +306,8 @@ impl ClusterState {
         if !self.durability.eligible.contains(&to) {
             return Err(Ineligible::NotInSet);
         }
-        let Some(published) = self.holder.as_ref().and_then(|holder| holder.published.as_ref()) else {
+        let Some(published) = self.holder.as_ref().and_then(|holder| holder.published.as_ref())
+        else {
             // A grant that never renewed acknowledged nothing; its predecessor's publication is gone
             // with it, so only the stricter rules above speak.
             return Ok(());

@@ -362,7 +362,9 @@ pub enum Ineligible {
     #[error("commits went on without it, so what it lacks is not bounded")]
     Lifted,
     /// The exposure that was published last would break the ceiling.
-    #[error("the exposure published last plus one ttl, {exposure:?}, exceeds the ceiling of {ceiling:?}")]
+    #[error(
+        "the exposure published last plus one ttl, {exposure:?}, exceeds the ceiling of {ceiling:?}"
+    )]
     OverCeiling {
         /// Exposure plus ttl.
         exposure: Duration,

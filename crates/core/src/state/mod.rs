@@ -12,12 +12,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use understudy_types::{
-    ClusterId, DurabilityMode, Epoch, Exposure, Incarnation, Lineage, Lsn, NodeId, NodeKind, NodeName,
-    ProcessStart, PromotionId, SiteName, SystemId, Timeline,
+    ClusterId, DurabilityMode, Epoch, Exposure, Incarnation, Lineage, Lsn, NodeId, NodeKind,
+    NodeName, ProcessStart, PromotionId, SiteName, SystemId, Timeline,
 };
 
 pub use command::{
-    Command, Expect, HolderProof, Ineligible, Outcome, PhaseKey, PromoteCause, Rejection, ReleaseCause,
+    Command, Expect, HolderProof, Ineligible, Outcome, PhaseKey, PromoteCause, Rejection,
+    ReleaseCause,
 };
 
 use crate::ClusterConfig;

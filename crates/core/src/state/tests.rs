@@ -117,7 +117,13 @@ impl Bench {
         }
     }
 
-    fn promote(&mut self, to: NodeId, cause: PromoteCause, timeline: Timeline, durable: Option<u64>) {
+    fn promote(
+        &mut self,
+        to: NodeId,
+        cause: PromoteCause,
+        timeline: Timeline,
+        durable: Option<u64>,
+    ) {
         let command = self.promote_command(to, cause, timeline, durable);
         self.accept(command);
     }
@@ -231,10 +237,8 @@ fn over_the_ceiling_nobody_is_promoted_by_itself() {
     bench.accept(Command::Renew { by, seq: 2, ttl, published });
     let command = bench.promote_command(B, PromoteCause::LeaseOver, tli(2), Some(900));
     let rejection = bench.reject(command);
-    let over = matches!(
-        rejection,
-        Rejection::NotEligible { why: Ineligible::OverCeiling { .. }, .. }
-    );
+    let over =
+        matches!(rejection, Rejection::NotEligible { why: Ineligible::OverCeiling { .. }, .. });
     assert!(over, "{rejection:?}");
 }
 
@@ -334,7 +338,7 @@ fn arbitrary(bench: &mut Bench, choice: u8, a: u64, b: u64) -> Command {
         4 => Command::ClearMark { by, node: NodeId(b % 4) },
         5 => bench.promote_command(
             node,
-            if b % 2 == 0 { PromoteCause::LeaseOver } else { PromoteCause::Supersede },
+            if b.is_multiple_of(2) { PromoteCause::LeaseOver } else { PromoteCause::Supersede },
             tli((a % 6 + 1) as u32),
             Some(a),
         ),

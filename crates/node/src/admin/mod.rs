@@ -1,0 +1,357 @@
+//! The operator's gRPC service: reads from memory, orders through consensus.
+//!
+//! Every call is judged by the caller's certificate before it has any effect (I21): viewers and nodes
+//! may look, operators may order. A refusal carries the words of what refused it. Nothing is carried
+//! out here: an order is a command in the log, and its operation's outcome is in the replicated state.
+
+mod routes;
+#[cfg(test)]
+mod tests;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Semaphore, watch};
+use tokio_stream::Stream;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Request, Response, Status};
+use understudy_core::state::{Command, Ineligible, Outcome};
+use understudy_core::{ClusterState, Rejection};
+use understudy_proto::v1;
+use understudy_proto::v1::admin_server::Admin;
+use understudy_transport::{Role, peer, require_node_or_role, require_role};
+use understudy_types::NodeId;
+
+use crate::status::{self, ClusterStatus, WritabilityFn};
+
+pub use routes::{admin_routes, report_health};
+
+/// The metadata key under which a definite refusal names its kind. A failure without it, other than
+/// a refusal of rights or of the request's form, may have had its effect.
+pub const REFUSAL_KEY: &str = "understudy-refusal";
+
+/// Longest pause: a week.
+const PAUSE_MAX: Duration = Duration::from_secs(604_800);
+/// Watchers at the same time.
+const WATCHERS_MAX: usize = 256;
+/// Longest reason, in bytes.
+const REASON_MAX_BYTES: usize = 1024;
+/// How long an order may take to be applied before its outcome is called unknown.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long this node's own state may lag behind the leader's answer.
+const CATCH_UP: Duration = Duration::from_secs(2);
+
+/// What came of a proposal when it was not applied for sure.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OperationError {
+    /// Nobody leads; nothing was proposed.
+    #[error("no leader is known, so nothing can be ordered now")]
+    NoLeader,
+    /// It was refused before it was proposed.
+    #[error("the order was not taken: {0}")]
+    NotProposed(String),
+    /// It may be applied, now or later.
+    #[error("whether the order was taken is not known: {0}")]
+    OutcomeUnknown(String),
+}
+
+/// Puts commands into the log, at whichever node leads.
+#[tonic::async_trait]
+pub trait Operations: Send + Sync + 'static {
+    /// Returns once the command has been applied at the leader: its log index and what became of it.
+    /// Bounded in time; not cancel-safe: a dropped call may still take effect.
+    async fn propose(&self, command: Command) -> Result<(u64, Outcome), OperationError>;
+}
+
+/// What the service works with.
+#[derive(Clone)]
+pub struct AdminContext {
+    /// The way into the log.
+    pub operations: Arc<dyn Operations>,
+    /// The newest snapshot.
+    pub status: watch::Receiver<Arc<ClusterStatus>>,
+    /// The replicated state as applied here.
+    pub state: watch::Receiver<Arc<ClusterState>>,
+    /// Whether writes are possible here at this moment.
+    pub writability: WritabilityFn,
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct AdminService {
+    context: AdminContext,
+    watchers: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for AdminService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdminService").finish_non_exhaustive()
+    }
+}
+
+/// Answers of `WatchStatus`.
+pub type StatusStream = Pin<Box<dyn Stream<Item = Result<v1::GetStatusResponse, Status>> + Send>>;
+
+impl AdminService {
+    /// A service over `context`.
+    pub fn new(context: AdminContext) -> AdminService {
+        AdminService { context, watchers: Arc::new(Semaphore::new(WATCHERS_MAX)) }
+    }
+
+    fn state(&self) -> Arc<ClusterState> {
+        self.context.state.borrow().clone()
+    }
+
+    /// Proposes an order and answers with its operation.
+    async fn order(&self, command: Command) -> Result<Response<v1::OperationResponse>, Status> {
+        let kind = command.kind();
+        let proposed = self.context.operations.propose(command);
+        let (index, outcome) = match tokio::time::timeout(ORDER_TIMEOUT, proposed).await {
+            Ok(Ok(applied)) => applied,
+            Ok(Err(error)) => return Err(not_applied(&error)),
+            Err(_) => {
+                let words = format!("no answer within {ORDER_TIMEOUT:?}");
+                return Err(not_applied(&OperationError::OutcomeUnknown(words)));
+            }
+        };
+        match outcome {
+            Outcome::Accepted { operation } => {
+                let id = operation.unwrap_or(index);
+                tracing::info!(order = kind, operation = id, "order accepted");
+                Ok(Response::new(v1::OperationResponse { operation: Some(self.taken(id).await) }))
+            }
+            Outcome::Rejected(rejection) => {
+                let words = rejection_words(&self.state(), &rejection);
+                tracing::info!(order = kind, reason = %words, "order refused");
+                Err(refusal(Code::FailedPrecondition, rejection_kind(&rejection), words))
+            }
+        }
+    }
+
+    /// The operation as this node's state has it, once it does.
+    async fn taken(&self, id: u64) -> v1::Operation {
+        let mut state = self.context.state.clone();
+        let there = state.wait_for(|state| state.operations.contains_key(&id));
+        let there = tokio::time::timeout(CATCH_UP, there).await;
+        let found = match &there {
+            Ok(Ok(state)) => state.operations.get(&id),
+            Ok(Err(_)) | Err(_) => None,
+        };
+        match found {
+            Some(operation) => v1::Operation::from(&status::operation(id, operation)),
+            // Accepted by the leader, and this node has not heard of it yet.
+            None => v1::Operation { id, outcome: "running".to_owned(), ..Default::default() },
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn get_status(
+        &self,
+        request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        require_node_or_role(&request, Role::Viewer)?;
+        Ok(Response::new(snapshot(&self.context)))
+    }
+
+    type WatchStatusStream = StatusStream;
+
+    async fn watch_status(
+        &self,
+        request: Request<v1::WatchStatusRequest>,
+    ) -> Result<Response<StatusStream>, Status> {
+        require_node_or_role(&request, Role::Viewer)?;
+        let millis = match request.into_inner().interval_ms {
+            0 => 1000,
+            millis @ 100..=60_000 => u64::from(millis),
+            other => {
+                let words = format!("interval_ms = {other}: expected 100 to 60000, or 0 for 1000");
+                return Err(Status::invalid_argument(words));
+            }
+        };
+        let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("{WATCHERS_MAX} callers watch the status already"))
+        })?;
+        let mut ticks = tokio::time::interval(Duration::from_millis(millis));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let begin = (self.context.clone(), ticks, permit);
+        let stream = futures::stream::unfold(begin, |(context, mut ticks, permit)| async move {
+            ticks.tick().await;
+            // The daemon ends: so does the stream.
+            context.status.has_changed().ok()?;
+            Some((Ok(snapshot(&context)), (context, ticks, permit)))
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn failover(
+        &self,
+        request: Request<v1::FailoverRequest>,
+    ) -> Result<Response<v1::OperationResponse>, Status> {
+        let caller = operator(&request)?;
+        let request = request.into_inner();
+        let state = self.state();
+        self.order(Command::OrderFailover {
+            to: target(&state, &request.to)?,
+            epoch: request.expect_epoch.map_or(state.epoch, Into::into),
+            caller,
+            reason: checked_reason(request.reason)?,
+            at_unix_us: wall_unix_us(),
+        })
+        .await
+    }
+
+    async fn pause(
+        &self,
+        request: Request<v1::PauseRequest>,
+    ) -> Result<Response<v1::OperationResponse>, Status> {
+        let caller = operator(&request)?;
+        let request = request.into_inner();
+        if !(1..=PAUSE_MAX.as_secs()).contains(&request.for_seconds) {
+            let (given, max) = (request.for_seconds, PAUSE_MAX.as_secs());
+            let words = format!("for_seconds = {given}: a pause needs an end, 1 to {max} seconds");
+            return Err(Status::invalid_argument(words));
+        }
+        let at_unix_us = wall_unix_us();
+        let span = i64::try_from(request.for_seconds).expect("checked to be a week at most");
+        self.order(Command::Pause {
+            until_unix_us: at_unix_us + span * 1_000_000,
+            caller,
+            reason: checked_reason(request.reason)?,
+            at_unix_us,
+        })
+        .await
+    }
+
+    async fn resume(
+        &self,
+        request: Request<v1::ResumeRequest>,
+    ) -> Result<Response<v1::OperationResponse>, Status> {
+        let caller = Some(operator(&request)?);
+        let reason = checked_reason(request.into_inner().reason)?;
+        self.order(Command::Resume { caller, reason, at_unix_us: wall_unix_us() }).await
+    }
+
+    async fn get_operation(
+        &self,
+        request: Request<v1::GetOperationRequest>,
+    ) -> Result<Response<v1::OperationResponse>, Status> {
+        require_node_or_role(&request, Role::Viewer)?;
+        let id = request.into_inner().id;
+        let state = self.state();
+        let found = state.operations.get(&id).ok_or_else(|| {
+            let kept = understudy_core::state::OPERATIONS_KEPT;
+            Status::not_found(format!("no operation {id} among the {kept} that are remembered"))
+        })?;
+        let operation = Some(v1::Operation::from(&status::operation(id, found)));
+        Ok(Response::new(v1::OperationResponse { operation }))
+    }
+}
+
+fn snapshot(context: &AdminContext) -> v1::GetStatusResponse {
+    let status = ClusterStatus::clone(&context.status.borrow());
+    let status = status.at_most_writable((context.writability)().writable);
+    v1::GetStatusResponse { status: Some((&status).into()) }
+}
+
+/// Who orders, for the record.
+// A Status is what tonic's handlers must return; boxing it here would only be undone there.
+#[allow(clippy::result_large_err)]
+fn operator<T>(request: &Request<T>) -> Result<String, Status> {
+    require_role(request, Role::Operator)?;
+    Ok(peer(request)?.identity.to_string())
+}
+
+#[allow(clippy::result_large_err)]
+fn checked_reason(reason: String) -> Result<String, Status> {
+    let reason = reason.trim();
+    if (1..=REASON_MAX_BYTES).contains(&reason.len()) {
+        return Ok(reason.to_owned());
+    }
+    let words = format!("reason: say why, for the record, in 1 to {REASON_MAX_BYTES} bytes");
+    Err(Status::invalid_argument(words))
+}
+
+/// The node to promote: the one that was named, or the only one that it can be.
+#[allow(clippy::result_large_err)]
+fn target(state: &ClusterState, name: &str) -> Result<NodeId, Status> {
+    if !name.is_empty() {
+        let mut data = state.data_nodes();
+        let found = data.find(|id| state.name_of(*id) == name);
+        let words = || format!("to = {name:?}: not a data node of this cluster");
+        return found.ok_or_else(|| Status::invalid_argument(words()));
+    }
+    let holder = state.holder.as_ref().map(|holder| holder.node);
+    let others: Vec<NodeId> = state.data_nodes().filter(|id| Some(*id) != holder).collect();
+    match others.as_slice() {
+        [only] => Ok(*only),
+        [] => {
+            let words = "there is no other data node to take over".to_owned();
+            Err(refusal(Code::FailedPrecondition, "no-passive", words))
+        }
+        several => {
+            let names: Vec<_> = several.iter().map(|id| state.name_of(*id)).collect();
+            let words =
+                format!("to: several nodes can take over, name one of {}", names.join(", "));
+            Err(Status::invalid_argument(words))
+        }
+    }
+}
+
+fn not_applied(error: &OperationError) -> Status {
+    let words = error.to_string();
+    match error {
+        OperationError::NoLeader => refusal(Code::Unavailable, "no-leader", words),
+        OperationError::NotProposed(_) => refusal(Code::FailedPrecondition, "not-proposed", words),
+        OperationError::OutcomeUnknown(_) => Status::deadline_exceeded(words),
+    }
+}
+
+fn refusal(code: Code, kind: &'static str, words: String) -> Status {
+    let mut metadata = MetadataMap::new();
+    metadata.insert(REFUSAL_KEY, MetadataValue::from_static(kind));
+    Status::with_metadata(code, words, metadata)
+}
+
+/// The rejection's own words, with names in place of numbers where a person reads them.
+fn rejection_words(state: &ClusterState, rejection: &Rejection) -> String {
+    match rejection {
+        Rejection::NotEligible { node, why: Ineligible::IsHolder } => {
+            format!("{} is the active node already", state.name_of(*node))
+        }
+        Rejection::NotEligible { node, why } => {
+            format!("{} may not be promoted: {why}", state.name_of(*node))
+        }
+        other => other.to_string(),
+    }
+}
+
+fn rejection_kind(rejection: &Rejection) -> &'static str {
+    match rejection {
+        Rejection::Epoch { .. } => "epoch",
+        Rejection::Phase => "phase",
+        Rejection::NotEligible { .. } => "not-eligible",
+        Rejection::NotADataNode(_) => "not-a-data-node",
+        Rejection::Busy(_) => "busy",
+        Rejection::NoChange => "no-change",
+        Rejection::NoOperation => "no-operation",
+        Rejection::AlreadyFounded
+        | Rejection::NotFounded
+        | Rejection::BadFounding(_)
+        | Rejection::NotHolder(_)
+        | Rejection::Process { .. }
+        | Rejection::Released
+        | Rejection::Seq { .. }
+        | Rejection::Generation { .. }
+        | Rejection::ConfigVersion { .. }
+        | Rejection::OtherPromotion
+        | Rejection::BadTimeline(_) => "rejected",
+    }
+}
+
+fn wall_unix_us() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

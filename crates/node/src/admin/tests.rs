@@ -1,0 +1,271 @@
+//! The service over real TLS: who may do what, and in which words it is refused.
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+
+use tempfile::TempDir;
+use tokio_stream::StreamExt as _;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+use understudy_proto::v1::admin_client::AdminClient;
+use understudy_transport::{
+    Authority, ChannelOptions, Identity, ListenOptions, Listener, TlsIdentity, connect, server,
+};
+use understudy_types::Epoch;
+
+use super::*;
+use crate::status::Writability;
+use crate::status::tests::{NORTH, SOUTH, Scene, running_state};
+
+/// A log that applies at once, or fails as it is told to.
+struct Log {
+    state: watch::Sender<Arc<ClusterState>>,
+    failure: Mutex<Option<OperationError>>,
+}
+
+#[tonic::async_trait]
+impl Operations for Log {
+    async fn propose(&self, command: Command) -> Result<(u64, Outcome), OperationError> {
+        if let Some(failure) = self.failure.lock().unwrap().clone() {
+            return Err(failure);
+        }
+        let mut state = ClusterState::clone(&self.state.borrow());
+        let index = 100 + state.operations.len() as u64;
+        let outcome = state.apply(index, &command);
+        self.state.send_replace(Arc::new(state));
+        Ok((index, outcome))
+    }
+}
+
+struct Door {
+    dir: TempDir,
+    authority: Authority,
+    address: SocketAddr,
+    log: Arc<Log>,
+    status: watch::Sender<Arc<ClusterStatus>>,
+}
+
+fn person(role: Role) -> Identity {
+    Identity::Person { name: "ada".to_owned(), role }
+}
+
+fn issue(authority: &Authority, dir: &TempDir, identity: &Identity) -> TlsIdentity {
+    let base = dir.path().join(identity.to_string().replace(' ', "-"));
+    let (certificate, key) = (base.with_extension("pem"), base.with_extension("key"));
+    let ca = dir.path().join("ca.pem");
+    if !certificate.exists() {
+        authority.issue(identity).unwrap().save(&certificate, &key).unwrap();
+    }
+    TlsIdentity::load(&ca, &certificate, &key).unwrap()
+}
+
+async fn open() -> Door {
+    let dir = tempfile::tempdir().unwrap();
+    let state = running_state();
+    let authority = Authority::create(state.identity.unwrap().cluster).unwrap();
+    authority.save(&dir.path().join("ca.pem"), &dir.path().join("ca.key")).unwrap();
+    let (state, states) = watch::channel(Arc::new(state));
+    let log = Arc::new(Log { state, failure: Mutex::new(None) });
+    let (status, statuses) = watch::channel(Arc::new(Scene::seen_by(NORTH).build()));
+    let writability: WritabilityFn =
+        Arc::new(|| Writability { writable: true, reason: String::new() });
+    let service = AdminService::new(AdminContext {
+        operations: log.clone(),
+        status: statuses.clone(),
+        state: states,
+        writability: writability.clone(),
+    });
+    let (routes, reporter) = admin_routes(service).unwrap();
+    tokio::spawn(report_health(reporter, statuses, writability));
+    let north = issue(&authority, &dir, &Identity::Node("north".parse().unwrap()));
+    let any = "127.0.0.1:0".parse().unwrap();
+    let listener = Listener::bind(any, &north, ListenOptions::default()).await.unwrap();
+    let address = listener.local_addr();
+    let serving = server().add_routes(routes).serve_with_incoming(listener.incoming());
+    tokio::spawn(async move { serving.await.unwrap() });
+    Door { dir, authority, address, log, status }
+}
+
+impl Door {
+    fn channel(&self, identity: &Identity) -> Channel {
+        let identity = issue(&self.authority, &self.dir, identity);
+        let north = "north".parse().unwrap();
+        let options = ChannelOptions::admin();
+        connect(&self.address.to_string(), &north, &identity, &options).unwrap()
+    }
+
+    fn client(&self, identity: &Identity) -> AdminClient<Channel> {
+        AdminClient::new(self.channel(identity))
+    }
+
+    fn operator(&self) -> AdminClient<Channel> {
+        self.client(&person(Role::Operator))
+    }
+}
+
+fn failover() -> v1::FailoverRequest {
+    v1::FailoverRequest { reason: "maintenance".to_owned(), ..Default::default() }
+}
+
+fn pause(for_seconds: u64) -> v1::PauseRequest {
+    v1::PauseRequest { for_seconds, reason: "maintenance".to_owned() }
+}
+
+fn kind_of(status: &Status) -> Option<&str> {
+    status.metadata().get(REFUSAL_KEY).and_then(|kind| kind.to_str().ok())
+}
+
+#[tokio::test]
+async fn viewers_and_nodes_may_look_and_only_operators_may_order() {
+    let door = open().await;
+    let node = Identity::Node("south".parse().unwrap());
+    for who in [person(Role::Viewer), node] {
+        let mut client = door.client(&who);
+        let status = client.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+        let status = ClusterStatus::try_from(status.status.unwrap()).unwrap();
+        assert_eq!(status.active.as_deref(), Some("north"));
+        let refusals = [
+            client.failover(failover()).await.unwrap_err(),
+            client.pause(pause(60)).await.unwrap_err(),
+            client.resume(v1::ResumeRequest { reason: "x".to_owned() }).await.unwrap_err(),
+        ];
+        for refused in refusals {
+            assert_eq!(refused.code(), Code::PermissionDenied, "{who}");
+            assert!(refused.message().contains(&who.to_string()), "{refused:?}");
+        }
+    }
+    assert!(door.log.state.borrow().operations.is_empty(), "a refused order had an effect");
+    door.client(&person(Role::BreakGlass)).pause(pause(60)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failover_without_a_target_takes_the_only_other_data_node() {
+    let door = open().await;
+    let mut operator = door.operator();
+    let answer = operator.failover(failover()).await.unwrap().into_inner().operation.unwrap();
+    assert_eq!((answer.kind.as_str(), answer.outcome.as_str()), ("failover", "running"));
+    assert_eq!(answer.caller, "person ada (operator)");
+    assert_eq!(door.log.state.borrow().order.as_ref().unwrap().to, SOUTH);
+    let asked = operator.get_operation(v1::GetOperationRequest { id: answer.id }).await.unwrap();
+    assert_eq!(asked.into_inner().operation.unwrap(), answer);
+    let busy = operator.failover(failover()).await.unwrap_err();
+    assert_eq!((busy.code(), kind_of(&busy)), (Code::FailedPrecondition, Some("busy")));
+    let unknown = operator.get_operation(v1::GetOperationRequest { id: 4 }).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_failover_is_refused_in_words_that_say_why() {
+    let door = open().await;
+    let mut operator = door.operator();
+    let to = |to: &str| v1::FailoverRequest { to: to.to_owned(), ..failover() };
+    let active = operator.failover(to("north")).await.unwrap_err();
+    assert_eq!(active.code(), Code::FailedPrecondition);
+    assert_eq!(active.message(), "north is the active node already");
+    for wrong in ["witness", "nobody"] {
+        let refused = operator.failover(to(wrong)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    }
+    let newer = Some(Epoch { incarnation: 0, number: 8 }.into());
+    let request = v1::FailoverRequest { expect_epoch: newer, ..failover() };
+    let other = operator.failover(request).await.unwrap_err();
+    assert_eq!(other.message(), "meant for epoch 8, but the epoch is 1");
+    assert_eq!(kind_of(&other), Some("epoch"));
+    door.log.state.send_modify(|state| {
+        let state = Arc::make_mut(state);
+        state.durability.eligible.clear();
+    });
+    let ineligible = operator.failover(failover()).await.unwrap_err();
+    assert!(ineligible.message().starts_with("south may not be promoted: "), "{ineligible:?}");
+    assert_eq!(kind_of(&ineligible), Some("not-eligible"));
+}
+
+#[tokio::test]
+async fn a_pause_needs_an_end_and_can_be_ended_before_it() {
+    let door = open().await;
+    let mut operator = door.operator();
+    for seconds in [0, 604_801] {
+        let refused = operator.pause(pause(seconds)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{seconds}");
+    }
+    let unsaid = v1::PauseRequest { for_seconds: 5, reason: "  ".to_owned() };
+    assert_eq!(operator.pause(unsaid).await.unwrap_err().code(), Code::InvalidArgument);
+    let before = wall_unix_us();
+    operator.pause(pause(600)).await.unwrap();
+    let until = door.log.state.borrow().pause.as_ref().unwrap().until_unix_us;
+    assert!((599_000_000..=660_000_000).contains(&(until - before)), "{until}");
+    let resume = || v1::ResumeRequest { reason: "done".to_owned() };
+    let resumed = operator.resume(resume()).await.unwrap().into_inner().operation.unwrap();
+    assert_eq!((resumed.kind.as_str(), resumed.outcome.as_str()), ("resume", "done"));
+    assert!(door.log.state.borrow().pause.is_none());
+    let again = operator.resume(resume()).await.unwrap_err();
+    assert_eq!((again.code(), kind_of(&again)), (Code::FailedPrecondition, Some("no-change")));
+}
+
+#[tokio::test]
+async fn a_definite_refusal_and_an_unknown_outcome_can_be_told_apart() {
+    let door = open().await;
+    let mut operator = door.operator();
+    *door.log.failure.lock().unwrap() = Some(OperationError::NoLeader);
+    let none = operator.pause(pause(60)).await.unwrap_err();
+    assert_eq!((none.code(), kind_of(&none)), (Code::Unavailable, Some("no-leader")));
+    let unknown = OperationError::OutcomeUnknown("the leader went away".to_owned());
+    *door.log.failure.lock().unwrap() = Some(unknown);
+    let lost = operator.pause(pause(60)).await.unwrap_err();
+    assert_eq!((lost.code(), kind_of(&lost)), (Code::DeadlineExceeded, None));
+    assert!(lost.message().contains("the leader went away"), "{lost:?}");
+}
+
+#[tokio::test]
+async fn a_watcher_is_told_again_and_again_until_the_daemon_ends() {
+    let door = open().await;
+    let mut viewer = door.client(&person(Role::Viewer));
+    let too_often = v1::WatchStatusRequest { interval_ms: 5 };
+    assert_eq!(viewer.watch_status(too_often).await.unwrap_err().code(), Code::InvalidArgument);
+    let watch = v1::WatchStatusRequest { interval_ms: 100 };
+    let mut answers = viewer.watch_status(watch).await.unwrap().into_inner();
+    let epoch = |answer: v1::GetStatusResponse| answer.status.unwrap().epoch.unwrap().number;
+    assert_eq!(epoch(answers.next().await.unwrap().unwrap()), 1);
+    let mut scene = Scene::seen_by(NORTH);
+    scene.state.epoch = scene.state.epoch.next();
+    door.status.send_replace(Arc::new(scene.build()));
+    while epoch(answers.next().await.unwrap().unwrap()) != 2 {}
+    drop(door.status);
+    while answers.next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_stock_reflection_client_finds_every_service() {
+    let door = open().await;
+    let mut client = ServerReflectionClient::new(door.channel(&person(Role::Viewer)));
+    let list = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let answers = client.server_reflection_info(tokio_stream::once(list)).await.unwrap();
+    let answer: ServerReflectionResponse = answers.into_inner().next().await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(found)) = answer.message_response else {
+        panic!("not a list: {answer:?}");
+    };
+    let names: Vec<_> = found.service.iter().map(|service| service.name.as_str()).collect();
+    for name in ["understudy.v1.Admin", "grpc.health.v1.Health"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+}
+
+#[tokio::test]
+async fn health_follows_the_nodes_readiness() {
+    let door = open().await;
+    let mut client = HealthClient::new(door.channel(&person(Role::Viewer)));
+    let mut watched = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    while watched.next().await.unwrap().unwrap().status != 1 {}
+    let mut detached = Scene::seen_by(SOUTH);
+    detached.me = understudy_types::NodeId(9);
+    door.status.send_replace(Arc::new(detached.build()));
+    while watched.next().await.unwrap().unwrap().status != 2 {}
+}

@@ -1,0 +1,245 @@
+//! A node's configuration: one TOML file, validated once into types that cannot be wrong.
+//!
+//! Reading has no effect: no port is bound and no directory made. Everything that is wrong is reported
+//! at once, each with its field, its value and what would be right. What the cluster agrees on
+//! (durability) stands here only as the founding values; afterwards consensus has it.
+
+mod duration;
+mod parameters;
+mod raw;
+mod show;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+pub use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor, Timing};
+use understudy_types::{ClusterId, NodeId, NodeKind, NodeName, SiteName};
+
+/// Everything one node is told. May differ from node to node, except `cluster` and `members`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeConfig {
+    /// The cluster's identity, made by `understudy init`. No default; every certificate carries it.
+    pub cluster: ClusterId,
+    /// This node's name. No default; must be the one in its certificate.
+    pub name: NodeName,
+    /// Its number in consensus, from its own entry in `members`.
+    pub id: NodeId,
+    /// The place that can be lost as a whole. No default; decides which failures are survived.
+    pub site: SiteName,
+    /// Data nodes have a PostgreSQL, witnesses only vote. No default.
+    pub kind: NodeKind,
+    /// The node's own directory: `raft/`, `wal/`, `divergent/`, `run/`. No default. Put it on a disk
+    /// whose fsync is honest and, if possible, not the one that PostgreSQL writes to.
+    pub data_dir: PathBuf,
+    /// Where peers and operators reach this node (mutual TLS). Default `0.0.0.0:7400`.
+    pub listen_grpc: SocketAddr,
+    /// Where load balancers and Prometheus ask (plain HTTP, read only). Default: the address of
+    /// `grpc`, port 7480; keep it off public networks.
+    pub listen_http: SocketAddr,
+    /// The three files of this node's identity. No default.
+    pub tls: TlsFiles,
+    /// The founding members, the same list on every node.
+    pub members: Vec<Member>,
+    /// The data node to found the cluster on. Default: the first data node in `members`.
+    pub initial_active: NodeName,
+    /// The local server; `Some` exactly for data nodes.
+    pub postgres: Option<PostgresConfig>,
+    /// What the cluster is founded with. Later changes go through `understudy`, not through this file.
+    pub durability: ClusterConfig,
+    /// The protocol's durations, checked against every inequality. Default: profile `default`.
+    pub timing: Timing,
+    /// What is logged, and how.
+    pub log: LogConfig,
+    /// What is allowed but surely not meant; to be logged at start and printed by `config check`.
+    pub warnings: Vec<String>,
+}
+
+/// The PEM files of an identity. Relative paths count from the configuration file's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The authority's certificate.
+    pub ca: PathBuf,
+    /// This node's certificate.
+    pub certificate: PathBuf,
+    /// Its key; refused if others than its owner can read it.
+    pub key: PathBuf,
+}
+
+/// A founding member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its name.
+    pub name: NodeName,
+    /// Its number in consensus, from 1.
+    pub id: NodeId,
+    /// Where it is.
+    pub site: SiteName,
+    /// What it can be.
+    pub kind: NodeKind,
+    /// Its gRPC address as the others reach it, `host:port`.
+    pub address: String,
+}
+
+/// The local PostgreSQL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PostgresConfig {
+    /// Where `postgres` and `pg_ctl` are. Default: found by the node.
+    pub bin_dir: Option<PathBuf>,
+    /// PGDATA. No default; the node makes, rewinds and replaces what is in it.
+    pub data_directory: PathBuf,
+    /// Default 5432.
+    pub port: u16,
+    /// PostgreSQL's `listen_addresses`. Default `localhost`.
+    pub listen_addresses: String,
+    /// Who PostgreSQL runs as. Default `postgres`; only root can choose.
+    pub os_user: String,
+    /// Where clients reach it, `host:port`. Default: the host of this node's own address in
+    /// `members`, and `port`.
+    pub advertise: String,
+    /// Where its Unix socket is. Default `<data_dir>/run`.
+    pub socket_directory: PathBuf,
+    /// The operator's own settings. Those that the protocol rests on are refused.
+    pub parameters: BTreeMap<String, String>,
+}
+
+/// How the daemon logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Default `text`.
+    pub format: LogFormat,
+    /// Default `info`: a level, or directives as `info,understudy_shipping=debug`.
+    pub level: String,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines, one object a line.
+    Json,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} = {value}: {remedy}")]
+pub struct ConfigError {
+    /// Path of the field, such as `members[1].address`.
+    pub field: String,
+    /// What it says, as TOML.
+    pub value: String,
+    /// What is wrong with it and what would be right.
+    pub remedy: String,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigErrors {
+    /// There is no such file, or it cannot be read.
+    #[error("read configuration {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not TOML, a field is missing or unknown; the message has line and column.
+    #[error("parse configuration {}", path.display())]
+    Shape {
+        /// Which file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// Everything that is wrong with the values.
+    #[error("validate configuration {}{}", path.display(), list(errors))]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// All of them.
+        errors: Vec<ConfigError>,
+    },
+}
+
+fn list(errors: &[ConfigError]) -> String {
+    errors.iter().map(|error| format!("\n  {error}")).collect()
+}
+
+impl NodeConfig {
+    /// Reads and validates a file.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn load(path: &Path) -> Result<NodeConfig, ConfigErrors> {
+        let read = |source| ConfigErrors::Read { path: path.to_owned(), source };
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        let absolute = std::path::absolute(path).map_err(read)?;
+        NodeConfig::parse(&text, &absolute)
+    }
+
+    /// Validates a file's text; `path` (absolute) is what relative paths count from and errors name.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn parse(text: &str, path: &Path) -> Result<NodeConfig, ConfigErrors> {
+        let raw: raw::Raw = toml::from_str(text).map_err(|source| ConfigErrors::Shape {
+            path: path.to_owned(),
+            source: source.into(),
+        })?;
+        let base = path.parent().unwrap_or(Path::new("/"));
+        validate::validate(raw, base)
+            .map_err(|errors| ConfigErrors::Invalid { path: path.to_owned(), errors })
+    }
+
+    /// The effective configuration, defaults filled in, as commented TOML that loads to the same.
+    pub fn show(&self) -> String {
+        show::show(self)
+    }
+
+    /// This node's own entry in `members`.
+    pub fn me(&self) -> &Member {
+        let mine = self.members.iter().find(|member| member.name == self.name);
+        mine.expect("validation requires the node's own entry")
+    }
+
+    /// The members other than this node.
+    pub fn peers(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.name != self.name)
+    }
+}
+
+impl PostgresConfig {
+    /// What `postgres` runs with when the file says no more than where its data is.
+    pub fn with_defaults(data_dir: &Path, data_directory: PathBuf, host: &str) -> PostgresConfig {
+        PostgresConfig {
+            bin_dir: None,
+            data_directory,
+            port: 5432,
+            listen_addresses: "localhost".to_owned(),
+            os_user: "postgres".to_owned(),
+            advertise: format!("{host}:5432"),
+            socket_directory: data_dir.join("run"),
+            parameters: BTreeMap::new(),
+        }
+    }
+}
+
+/// Splits `host:port`, where an IPv6 host stands in brackets.
+pub fn split_host_port(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if host.is_empty() || !(bracketed || host.bytes().all(good)) {
+        return None;
+    }
+    let port: u16 = port.parse().ok()?;
+    (port != 0).then_some((host, port))
+}

@@ -1,0 +1,224 @@
+//! The effective configuration as commented TOML; also what `understudy init` writes.
+//!
+//! Every field stands there with its value, so that nobody has to know a default by heart. Loading it
+//! gives the same configuration.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use understudy_core::{OnPassiveLoss, OnSoleSurvivor};
+use understudy_types::NodeKind;
+
+use super::{LogFormat, NodeConfig, PostgresConfig, duration};
+
+/// A TOML string; debug form differs from it for exotic characters, so TOML itself writes it.
+fn text(value: &str) -> String {
+    toml::Value::from(value).to_string()
+}
+
+fn path(value: &Path) -> String {
+    text(&value.to_string_lossy())
+}
+
+fn time(value: Duration) -> String {
+    text(&duration::format(value))
+}
+
+fn kind(value: NodeKind) -> &'static str {
+    match value {
+        NodeKind::Data => "\"data\"",
+        NodeKind::Witness => "\"witness\"",
+    }
+}
+
+/// Writes the whole file.
+pub(super) fn show(config: &NodeConfig) -> String {
+    let mut out = String::new();
+    write_all(config, &mut out).expect("writing to a String cannot fail");
+    out
+}
+
+fn write_all(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
+    identity(config, out)?;
+    connections(config, out)?;
+    members(config, out)?;
+    if let Some(config) = &config.postgres {
+        postgres(config, out)?;
+    }
+    durability(config, out)?;
+    timing(config, out)?;
+    log(config, out)
+}
+
+fn identity(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "# Understudy: configuration of node {}.", config.name)?;
+    writeln!(
+        out,
+        "# Durations are \"750ms\", \"15s\", \"1h30m\"; relative paths count from here.\n"
+    )?;
+    writeln!(out, "# The cluster's identity; the same on every node and in every certificate.")?;
+    writeln!(out, "cluster = {}", text(&config.cluster.to_string()))?;
+    writeln!(out, "# This node; name, site and kind must agree with its entry in [[members]].")?;
+    writeln!(out, "name = {}", text(config.name.as_str()))?;
+    writeln!(out, "# The place that can be lost as a whole.")?;
+    writeln!(out, "site = {}", text(config.site.as_str()))?;
+    writeln!(out, "# \"data\" has a PostgreSQL, \"witness\" only votes.")?;
+    writeln!(out, "kind = {}", kind(config.kind))?;
+    writeln!(
+        out,
+        "# The node's own directory (raft/, wal/, divergent/, run/). Its disk's fsync must"
+    )?;
+    writeln!(out, "# be honest; a disk apart from PostgreSQL's makes commits faster.")?;
+    writeln!(out, "data_dir = {}", path(&config.data_dir))?;
+    writeln!(out, "# The data node that the cluster is founded on; has no meaning afterwards.")?;
+    writeln!(out, "initial_active = {}", text(config.initial_active.as_str()))
+}
+
+fn connections(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "\n[listen]")?;
+    writeln!(out, "# Peers and operators, mutual TLS. Default 0.0.0.0:7400.")?;
+    writeln!(out, "grpc = {}", text(&config.listen_grpc.to_string()))?;
+    writeln!(out, "# Load balancers and Prometheus: plain HTTP, read only; keep it off public")?;
+    writeln!(out, "# networks. Default: the address of grpc, port 7480.")?;
+    writeln!(out, "http = {}", text(&config.listen_http.to_string()))?;
+    writeln!(out, "\n[tls]")?;
+    writeln!(
+        out,
+        "# The cluster's authority, and this node's certificate; the key must be readable"
+    )?;
+    writeln!(out, "# by its owner only (chmod 600).")?;
+    writeln!(out, "ca = {}", path(&config.tls.ca))?;
+    writeln!(out, "certificate = {}", path(&config.tls.certificate))?;
+    writeln!(out, "key = {}", path(&config.tls.key))
+}
+
+fn members(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "\n# The founding members: the same list on every node.")?;
+    writeln!(out, "# address is where the others reach the node's [listen] grpc.")?;
+    for member in &config.members {
+        writeln!(out, "[[members]]")?;
+        writeln!(out, "name = {}", text(member.name.as_str()))?;
+        writeln!(out, "id = {}", member.id)?;
+        writeln!(out, "site = {}", text(member.site.as_str()))?;
+        writeln!(out, "kind = {}", kind(member.kind))?;
+        writeln!(out, "address = {}\n", text(&member.address))?;
+    }
+    Ok(())
+}
+
+fn postgres(config: &PostgresConfig, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "[postgres]")?;
+    writeln!(out, "# Where PostgreSQL's programs are; found by itself unless set.")?;
+    match &config.bin_dir {
+        Some(dir) => writeln!(out, "bin_dir = {}", path(dir))?,
+        None => writeln!(out, "# bin_dir = \"/usr/lib/postgresql/15/bin\"")?,
+    }
+    writeln!(out, "# PGDATA. The node makes, rewinds and replaces what is in it.")?;
+    writeln!(out, "data_directory = {}", path(&config.data_directory))?;
+    writeln!(out, "port = {}", config.port)?;
+    writeln!(out, "# As in postgresql.conf. Default \"localhost\".")?;
+    writeln!(out, "listen_addresses = {}", text(&config.listen_addresses))?;
+    writeln!(out, "# Who PostgreSQL runs as; the node must be root, or this user itself.")?;
+    writeln!(out, "os_user = {}", text(&config.os_user))?;
+    writeln!(
+        out,
+        "# Where clients reach this PostgreSQL; shown by status. Default: this node's host."
+    )?;
+    writeln!(out, "advertise = {}", text(&config.advertise))?;
+    writeln!(out, "# Its Unix socket. Default <data_dir>/run.")?;
+    writeln!(out, "socket_directory = {}", path(&config.socket_directory))?;
+    writeln!(
+        out,
+        "\n# Your own settings. Those that replication rests on are refused, with the reason."
+    )?;
+    writeln!(out, "[postgres.parameters]")?;
+    for (name, value) in &config.parameters {
+        // Quoted, because an extension's settings have a dot in their names.
+        writeln!(out, "{} = {}", text(name), text(value))?;
+    }
+    Ok(())
+}
+
+fn durability(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
+    let durability = &config.durability;
+    writeln!(
+        out,
+        "\n# What the cluster is founded with. Afterwards the cluster itself has it, and"
+    )?;
+    writeln!(out, "# changes here have no effect.")?;
+    writeln!(out, "[durability]")?;
+    writeln!(
+        out,
+        "# \"zero\": a commit waits until the passive has it. \"bounded\": it does not wait, but"
+    )?;
+    writeln!(out, "# never more than rpo can be lost. \"best-effort\": without that ceiling.")?;
+    writeln!(out, "mode = {}", text(&durability.mode.to_string()))?;
+    writeln!(out, "rpo = {}", time(durability.rpo))?;
+    writeln!(
+        out,
+        "# Passive lost and the limit reached: \"stall\" holds commits back, \"degrade\" goes on"
+    )?;
+    writeln!(out, "# unprotected, recorded, after degrade_after.")?;
+    let loss = match durability.on_passive_loss {
+        OnPassiveLoss::Stall => "stall",
+        OnPassiveLoss::Degrade => "degrade",
+    };
+    writeln!(out, "on_passive_loss = {}", text(loss))?;
+    writeln!(out, "degrade_after = {}", time(durability.degrade_after))?;
+    writeln!(
+        out,
+        "# A promoted node that is alone: \"open\" or \"stall\" until a passive is back."
+    )?;
+    let survivor = match durability.on_sole_survivor {
+        OnSoleSurvivor::Open => "open",
+        OnSoleSurvivor::Stall => "stall",
+    };
+    writeln!(out, "on_sole_survivor = {}", text(survivor))
+}
+
+fn timing(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
+    let timing = &config.timing;
+    writeln!(
+        out,
+        "\n# Shorter is a quicker failover and more false alarms. The inequalities between these"
+    )?;
+    writeln!(
+        out,
+        "# are checked. profile = \"default\" or \"fast\" sets all that are not set here."
+    )?;
+    writeln!(out, "[timing]")?;
+    writeln!(out, "# Raft.")?;
+    writeln!(out, "heartbeat = {}", time(timing.heartbeat))?;
+    writeln!(out, "election_min = {}", time(timing.election_min))?;
+    writeln!(out, "election_max = {}", time(timing.election_max))?;
+    writeln!(
+        out,
+        "# How long the active may go on without hearing from a majority; a failover waits"
+    )?;
+    writeln!(out, "# this long.")?;
+    writeln!(out, "lease_ttl = {}", time(timing.ttl))?;
+    writeln!(out, "renew_interval = {}", time(timing.renew))?;
+    writeln!(
+        out,
+        "# What the active gives away of its lease for pauses and for killing PostgreSQL."
+    )?;
+    writeln!(out, "margin = {}", time(timing.margin))?;
+    writeln!(out, "# How far two machines' clocks may run apart, as a ratio.")?;
+    writeln!(out, "drift_bound = {:?}", f64::from(timing.drift_ppm) / 1e6)
+}
+
+fn log(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "\n[log]")?;
+    writeln!(out, "# \"text\" or \"json\".")?;
+    let format = match config.log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    writeln!(out, "format = {}", text(format))?;
+    writeln!(
+        out,
+        "# error, warn, info, debug, trace, or directives as \"info,understudy_shipping=debug\"."
+    )?;
+    writeln!(out, "level = {}", text(&config.log.level))
+}

@@ -1,0 +1,171 @@
+//! A configuration is refused with everything that is wrong, and shown so that it loads to the same.
+
+use std::path::Path;
+
+use super::*;
+
+const GOOD: &str = r#"
+cluster = "6f1a2b3c-0000-4000-8000-0123456789ab"
+name = "north"
+site = "north"
+kind = "data"
+data_dir = "/var/lib/understudy"
+
+[listen]
+grpc = "127.0.1.1:7400"
+
+[tls]
+ca = "tls/ca.pem"
+certificate = "tls/node.pem"
+key = "tls/node.key"
+
+[[members]]
+name = "north"
+id = 1
+site = "north"
+kind = "data"
+address = "127.0.1.1:7400"
+
+[[members]]
+name = "south"
+id = 2
+site = "south"
+kind = "data"
+address = "127.0.1.2:7400"
+
+[[members]]
+name = "witness"
+id = 3
+site = "third"
+kind = "witness"
+address = "127.0.1.3:7400"
+
+[postgres]
+data_directory = "/var/lib/understudy/pgdata"
+
+[postgres.parameters]
+shared_buffers = "64MB"
+max_connections = 50
+"auto_explain.log_analyze" = true
+"#;
+
+fn parse(text: &str) -> Result<NodeConfig, ConfigErrors> {
+    NodeConfig::parse(text, Path::new("/etc/understudy/node.toml"))
+}
+
+fn errors(text: &str) -> Vec<String> {
+    match parse(text) {
+        Err(ConfigErrors::Invalid { errors, .. }) => errors.iter().map(|e| e.to_string()).collect(),
+        other => panic!("expected invalid values: {other:?}"),
+    }
+}
+
+#[test]
+fn defaults_are_filled_in_and_relative_paths_count_from_the_file() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.listen_http.to_string(), "127.0.1.1:7480");
+    assert_eq!(config.tls.key, Path::new("/etc/understudy/tls/node.key"));
+    assert_eq!(config.id, NodeId(1));
+    assert_eq!(config.initial_active.as_str(), "north");
+    assert_eq!(config.timing, Timing::DEFAULT);
+    assert_eq!(config.warnings, Vec::<String>::new());
+    let postgres = config.postgres.unwrap();
+    assert_eq!(postgres.advertise, "127.0.1.1:5432");
+    assert_eq!(postgres.socket_directory, Path::new("/var/lib/understudy/run"));
+    assert_eq!(postgres.parameters["auto_explain.log_analyze"], "on");
+}
+
+#[test]
+fn what_is_shown_loads_to_the_same() {
+    let fast = format!("{GOOD}\n[timing]\nprofile = \"fast\"\n[log]\nlevel = \"warn\"\n");
+    for text in [GOOD, &fast] {
+        let config = parse(text).unwrap();
+        assert_eq!(parse(&config.show()).unwrap(), config, "{}", config.show());
+    }
+}
+
+#[test]
+fn everything_wrong_is_reported_at_once_with_field_value_and_remedy() {
+    let text = GOOD
+        .replace(
+            "name = \"north\"\nsite = \"north\"\nkind = \"data\"\ndata",
+            "name = \"north\"\nsite = \"nord\"\nkind = \"data\"\ndata",
+        )
+        .replace("id = 3", "id = 2")
+        .replace("127.0.1.2:7400", "127.0.1.1:7400")
+        .replace("shared_buffers = \"64MB\"", "fsync = false")
+        + "[durability]\nrpo = \"15\"\nmode = \"none\"\n[log]\nlevel = \"x=y=z\"\n";
+    let errors = errors(&text);
+    let expected = [
+        "site = \"nord\": this node's entry in members says \"north\"",
+        "members[2].id = 2: members[1] has it already",
+        "members[1].address = \"127.0.1.1:7400\"",
+        "postgres.parameters.fsync = false: remove it",
+        "durability.rpo = \"15\": expected whole numbers with units",
+        "durability.mode = \"none\": expected one of zero",
+        "log.level",
+    ];
+    for part in expected {
+        assert!(errors.iter().any(|error| error.contains(part)), "{part} is not in {errors:#?}");
+    }
+    assert_eq!(errors.len(), expected.len(), "{errors:#?}");
+}
+
+#[test]
+fn a_broken_inequality_is_shown_with_its_numbers() {
+    let errors = errors(&format!("{GOOD}\n[timing]\nrenew_interval = \"2s\"\n"));
+    assert!(errors[0].contains("2 × renew_interval"), "{errors:?}");
+    assert!(errors[0].contains("2s"), "{errors:?}");
+    let text = format!("{GOOD}\n[durability]\nrpo = \"5s\"\n");
+    assert!(self::errors(&text)[0].contains("rpo >= 2 × lease_ttl"), "rpo");
+}
+
+#[test]
+fn a_field_that_does_not_exist_is_refused_by_name() {
+    let error = parse(&format!("{GOOD}\n[timing]\nrenewal = \"2s\"\n")).unwrap_err();
+    assert!(std::error::Error::source(&error).unwrap().to_string().contains("renewal"));
+}
+
+#[test]
+fn a_directory_too_deep_for_a_socket_is_refused_with_how_much_to_save() {
+    let deep = format!("/{}", "d".repeat(110));
+    let errors = errors(&GOOD.replace("/var/lib/understudy\"", &format!("{deep}\"")));
+    assert!(errors[0].starts_with("data_dir") && errors[0].contains("bytes shorter"), "{errors:?}");
+    assert_eq!(errors.len(), 1, "{errors:?}");
+}
+
+#[test]
+fn the_nodes_own_directory_inside_pgdata_is_refused() {
+    let text = GOOD.replace("/var/lib/understudy/pgdata", "/var/lib");
+    assert!(errors(&text)[0].contains("would destroy"));
+    let text = GOOD.replace("/var/lib/understudy/pgdata", "/var/lib/understudy/wal/x");
+    assert!(errors(&text)[0].contains("own files"));
+}
+
+#[test]
+fn two_places_are_allowed_with_a_warning_and_three_data_nodes_are_not() {
+    let config = parse(&GOOD.replace("site = \"third\"", "site = \"south\"")).unwrap();
+    assert!(
+        config.warnings.iter().any(|w| w.contains("two places alone")),
+        "{:?}",
+        config.warnings
+    );
+    assert!(config.warnings.iter().any(|w| w.contains("no majority")), "{:?}", config.warnings);
+    let errors = errors(&GOOD.replace("kind = \"witness\"", "kind = \"data\""));
+    assert!(errors[0].contains("not yet supported"), "{errors:?}");
+}
+
+#[test]
+fn a_witness_has_no_postgresql_and_a_data_node_must() {
+    let swap = |text: &str| {
+        text.replacen(
+            "name = \"north\"\nsite = \"north\"\nkind = \"data\"",
+            "name = \"witness\"\nsite = \"third\"\nkind = \"witness\"",
+            1,
+        )
+    };
+    assert!(errors(&swap(GOOD))[0].contains("a witness keeps no data"));
+    let end = GOOD.find("[postgres]").unwrap();
+    assert!(errors(&GOOD[..end])[0].contains("a data node needs"));
+    assert!(parse(&swap(&GOOD[..end])).unwrap().postgres.is_none());
+}

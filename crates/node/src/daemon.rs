@@ -1,0 +1,467 @@
+//! `understudy run`: puts a node together from its configuration and keeps it running.
+//!
+//! Everything that can be refused is refused before PostgreSQL is touched. A daemon that ends leaves
+//! PostgreSQL running: the next one takes it up again, and until then nothing is acknowledged.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use understudy_consensus::{Applied, Consensus, ConsensusOptions};
+use understudy_core::node::{Core, CoreOptions, Event};
+use understudy_postgres::{Binaries, OsUser, Server, Settings};
+use understudy_shipping::journal::{Journal, JournalOptions};
+use understudy_shipping::permit_cell::PermitCell;
+use understudy_shipping::receiver::StandbyProgress;
+use understudy_shipping::relay::{Relay, RelayOptions};
+use understudy_transport::{ChannelOptions, Identity, ListenOptions, Listener, TlsIdentity};
+use understudy_types::{Clock, Epoch, NodeId, NodeName};
+
+use crate::clock::BootClock;
+use crate::config::{NodeConfig, PostgresConfig};
+use crate::doors::{self, Doors};
+use crate::driver::{Driver, Shared};
+use crate::hands::{Hands, HandsOptions, Observer};
+use crate::http::HttpDoor;
+use crate::observer::{LocalSeen, observe};
+use crate::reports::{self, Board};
+
+/// The node cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration is not usable.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigErrors),
+    /// The certificate belongs to somebody else.
+    #[error(
+        "use certificate {path}: it identifies {found}, but the configuration is of {wanted}; \
+         issue one for this node, or use this node's own configuration"
+    )]
+    WrongCertificate {
+        /// The certificate's file.
+        path: String,
+        /// Who it identifies.
+        found: String,
+        /// Who it should.
+        wanted: String,
+    },
+    /// A directory cannot be made or has the wrong owner.
+    #[error("prepare directory {path}")]
+    Directory {
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Any other part could not start.
+    #[error("{what}")]
+    Part {
+        /// Which part.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It ran and had to stop, because going on would not have been safe.
+    #[error("stop: {0}")]
+    Fatal(String),
+}
+
+fn part<E>(what: &'static str) -> impl FnOnce(E) -> RunError
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    move |source| RunError::Part { what, source: source.into() }
+}
+
+/// Runs a node until it is told to stop. Blocks the calling thread.
+///
+/// # Errors
+/// Why it cannot run, or had to stop.
+pub fn run(config_path: &Path) -> Result<(), RunError> {
+    let config = NodeConfig::load(config_path)?;
+    crate::telemetry::start(&config.log);
+    stop_at_broken_invariants();
+    for warning in &config.warnings {
+        tracing::warn!(warning, "configuration");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .thread_name("understudy-main")
+        .enable_all()
+        .build()
+        .map_err(part("start the runtime"))?;
+    let outcome = runtime.block_on(run_node(config));
+    // Streams that clients hold open must not hold the end up.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+/// A panic is a broken invariant, in whichever task: the design is safe when the process stops.
+fn stop_at_broken_invariants() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!(%panic, "broken invariant: the daemon stops");
+        print(panic);
+        std::process::abort();
+    }));
+}
+
+async fn run_node(config: NodeConfig) -> Result<(), RunError> {
+    let identity = load_identity(&config)?;
+    prepare_directories(&config)?;
+    let clock: Arc<dyn Clock> = Arc::new(BootClock);
+    let grpc = Listener::bind(config.listen_grpc, &identity, ListenOptions::default())
+        .await
+        .map_err(part("open the gRPC door"))?;
+    let http = HttpDoor::bind(config.listen_http).await.map_err(part("open the HTTP door"))?;
+    let metrics = crate::metrics::install().map_err(part("prepare the metrics"))?;
+    let postgres = match &config.postgres {
+        Some(postgres) => Some(prepare_postgres(&config, postgres).await?),
+        None => None,
+    };
+    let consensus_channels = channels(&config, &identity, &ChannelOptions::consensus())?;
+    let bulk_channels = channels(&config, &identity, &ChannelOptions::bulk())?;
+    let finder = |channels: BTreeMap<NodeId, Channel>| {
+        Arc::new(move |node: NodeId| channels.get(&node).cloned())
+            as Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync>
+    };
+    let (consensus, applied) =
+        Consensus::start(consensus_options(&config, finder(consensus_channels.clone())))
+            .await
+            .map_err(part("start the consensus"))?;
+    let (sender, events) = mpsc::unbounded_channel();
+    let board = Arc::new(Board::new(clock.clone(), sender.clone()));
+    let cell = Arc::new(PermitCell::new(Epoch::NONE));
+    let shutdown = CancellationToken::new();
+    let hands = match postgres {
+        Some((server, journal)) => {
+            let standby = start_relay(&config, &server, &journal, &shutdown)?;
+            let names: BTreeMap<NodeId, NodeName> =
+                config.members.iter().map(|m| (m.id, m.name.clone())).collect();
+            Some(Hands::new(HandsOptions {
+                me: config.id,
+                name: config.name.clone(),
+                cluster: config.cluster,
+                incarnation: consensus.incarnation(),
+                data_dir: config.data_dir.clone(),
+                server,
+                journal,
+                cell: cell.clone(),
+                clock: clock.clone(),
+                bulk: finder(bulk_channels),
+                names: Arc::new(move |node| names.get(&node).cloned()),
+                standby,
+                events: sender.clone(),
+            }))
+        }
+        None => None,
+    };
+    let shared = Arc::new(Shared::default());
+    let view = watch::Sender::new(None);
+    let look_interval_ms = Arc::new(AtomicU64::new(200));
+    let (observed_sender, observed) = mpsc::channel(16);
+    let seen = watch::Sender::new(LocalSeen::default());
+    let driver = Driver {
+        core: Core::new(CoreOptions {
+            me: config.id,
+            kind: config.kind,
+            process: consensus.process_start(),
+            timing: config.timing,
+        }),
+        clock: clock.clone(),
+        consensus: consensus.clone(),
+        hands: hands.clone(),
+        cell: cell.clone(),
+        runtime: tokio::runtime::Handle::current(),
+        events,
+        sender: sender.clone(),
+        shared: shared.clone(),
+        view: view.clone(),
+        look_interval_ms: look_interval_ms.clone(),
+        observed: observed_sender,
+        running: None,
+    };
+    let seen_by_doors = seen.subscribe();
+    let observer = hands.clone().map(|hands| Observer::new(hands, look_interval_ms));
+    tokio::spawn(observe(observer, observed, seen, sender.clone()));
+    tokio::spawn(forward_applied(applied, shared.clone(), sender.clone()));
+    tokio::spawn(forward_leadership(consensus.clone(), sender.clone()));
+    if let Some(hands) = hands.clone() {
+        tokio::spawn(forward_source(hands, cell.clone(), sender.clone()));
+    }
+    for (peer, channel) in consensus_channels {
+        tokio::spawn(reports::exchange(board.clone(), config.id, peer, channel));
+    }
+    spawn_driver(driver)?;
+    let doors = Doors {
+        config: Arc::new(config),
+        consensus: consensus.clone(),
+        board,
+        clock,
+        cell,
+        shared,
+        view: view.subscribe(),
+        seen: seen_by_doors,
+        hands,
+    };
+    let served = doors::serve(doors, grpc, http, metrics, shutdown.clone());
+    wait_for_end(&consensus, served, &shutdown).await
+}
+
+/// The loop gets a thread of its own, so that nothing on the main runtime can hold it up.
+fn spawn_driver(driver: Driver) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .map_err(part("start the core's runtime"))?;
+    std::thread::Builder::new()
+        .name("understudy-core".to_owned())
+        .spawn(move || {
+            runtime.block_on(driver.run());
+            // The loop only ends with the daemon, or by a broken invariant, after which nothing may go
+            // on: the design is safe when the process stops.
+        })
+        .map_err(part("start the core's thread"))?;
+    Ok(())
+}
+
+async fn wait_for_end(
+    consensus: &Consensus,
+    served: impl Future<Output = Result<(), RunError>>,
+    shutdown: &CancellationToken,
+) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(part("listen for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(part("listen for SIGINT"))?;
+    let mut fatal = consensus.fatal();
+    let outcome = tokio::select! {
+        outcome = served => outcome,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        why = fatal.wait_for(Option::is_some) => {
+            let why = why.ok().and_then(|why| why.clone()).unwrap_or_default();
+            Err(RunError::Fatal(format!("the consensus cannot go on safely: {why}")))
+        }
+    };
+    tracing::info!("stopping; PostgreSQL is left running");
+    shutdown.cancel();
+    consensus.shutdown().await;
+    outcome
+}
+
+fn load_identity(config: &NodeConfig) -> Result<TlsIdentity, RunError> {
+    let tls = &config.tls;
+    let identity = TlsIdentity::load(&tls.ca, &tls.certificate, &tls.key)
+        .map_err(part("load the node's certificate"))?;
+    let wanted = Identity::Node(config.name.clone());
+    if *identity.identity() != wanted || identity.cluster() != config.cluster {
+        return Err(RunError::WrongCertificate {
+            path: tls.certificate.display().to_string(),
+            found: format!("{} of cluster {}", identity.identity(), identity.cluster()),
+            wanted: format!("{wanted} of cluster {}", config.cluster),
+        });
+    }
+    Ok(identity)
+}
+
+fn prepare_directories(config: &NodeConfig) -> Result<(), RunError> {
+    let make = |path: &Path, mode: u32, group: Option<u32>| {
+        let prepare = || {
+            std::fs::create_dir_all(path)?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+            if group.is_some() && rustix::process::geteuid().is_root() {
+                chown(path, None, group)?;
+            }
+            Ok(())
+        };
+        prepare().map_err(|source| RunError::Directory { path: path.display().to_string(), source })
+    };
+    // PostgreSQL's user passes through to run/ and reads the journal for restore_command.
+    make(&config.data_dir, 0o711, None)?;
+    make(&config.data_dir.join("raft"), 0o700, None)?;
+    if let Some(postgres) = &config.postgres {
+        let user = OsUser::lookup(&postgres.os_user).map_err(part("find PostgreSQL's user"))?;
+        make(&config.data_dir.join("wal"), 0o750, Some(user.gid))?;
+        make(&config.data_dir.join("divergent"), 0o700, None)?;
+        make(&config.data_dir.join("postgres-state"), 0o700, None)?;
+        let run = config.data_dir.join("run");
+        make(&run, 0o755, None)?;
+        if rustix::process::geteuid().is_root() {
+            chown(&run, Some(user.uid), Some(user.gid)).map_err(|source| RunError::Directory {
+                path: run.display().to_string(),
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+async fn prepare_postgres(
+    config: &NodeConfig,
+    postgres: &PostgresConfig,
+) -> Result<(Server, Journal), RunError> {
+    let bin_dir = postgres.bin_dir.clone();
+    let binaries = tokio::task::spawn_blocking(move || Binaries::find(bin_dir.as_deref(), None))
+        .await
+        .expect("looking for programs does not panic")
+        .map_err(part("find PostgreSQL's programs"))?;
+    let os_user = OsUser::lookup(&postgres.os_user).map_err(part("find PostgreSQL's user"))?;
+    let server = Server::new(
+        Settings {
+            data_dir: postgres.data_directory.clone(),
+            state_dir: config.data_dir.join("postgres-state"),
+            port: postgres.port,
+            listen_addresses: postgres.listen_addresses.clone(),
+            socket_dir: postgres.socket_directory.clone(),
+            os_user,
+            log_file: config.data_dir.join("postgres-log").join("postgres.log"),
+            parameters: postgres.parameters.clone(),
+            node_name: config.name.to_string(),
+        },
+        binaries,
+    )
+    .map_err(part("prepare PostgreSQL"))?;
+    let dir = config.data_dir.join("wal");
+    let journal =
+        tokio::task::spawn_blocking(move || Journal::open(&dir, JournalOptions::default()))
+            .await
+            .expect("opening the journal does not panic")
+            .map_err(part("open the journal"))?;
+    Ok((server, journal))
+}
+
+fn start_relay(
+    config: &NodeConfig,
+    server: &Server,
+    journal: &Journal,
+    shutdown: &CancellationToken,
+) -> Result<watch::Receiver<StandbyProgress>, RunError> {
+    let version = server.binaries().version();
+    let uids = vec![rustix::process::geteuid().as_raw(), server.settings().os_user.uid];
+    let options = RelayOptions::new(
+        config.data_dir.join("run"),
+        uids,
+        format!("{}.{}", version.major, version.minor),
+        config.name.to_string(),
+    );
+    let relay = Relay::bind(options, journal.clone()).map_err(part("open the walsender socket"))?;
+    let mut changes = relay.positions();
+    let progress = watch::Sender::new(StandbyProgress::default());
+    let standby = progress.subscribe();
+    tokio::spawn(relay.run(shutdown.clone()));
+    tokio::spawn(async move {
+        while changes.changed().await.is_ok() {
+            let now = changes.borrow_and_update().unwrap_or_default();
+            let standby = StandbyProgress { replay_lsn: now.replay_lsn, feedback: now.feedback };
+            progress.send_replace(standby);
+        }
+    });
+    Ok(standby)
+}
+
+fn channels(
+    config: &NodeConfig,
+    identity: &TlsIdentity,
+    options: &ChannelOptions,
+) -> Result<BTreeMap<NodeId, Channel>, RunError> {
+    config
+        .peers()
+        .map(|peer| {
+            understudy_transport::connect(&peer.address, &peer.name, identity, options)
+                .map(|channel| (peer.id, channel))
+                .map_err(part("prepare a channel to a peer"))
+        })
+        .collect()
+}
+
+fn consensus_options(
+    config: &NodeConfig,
+    channel: Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync>,
+) -> ConsensusOptions {
+    let founding = |member: &crate::config::Member| understudy_consensus::FoundingMember {
+        id: member.id,
+        name: member.name.clone(),
+        site: member.site.clone(),
+        kind: member.kind,
+        address: member.address.clone(),
+    };
+    let initial = config.members.iter().find(|member| member.name == config.initial_active);
+    ConsensusOptions {
+        data_dir: config.data_dir.join("raft"),
+        cluster: config.cluster,
+        node: config.id,
+        name: config.name.clone(),
+        members: config.members.iter().map(founding).collect(),
+        initial_active: initial.expect("validation requires that it is a member").id,
+        config: config.durability,
+        heartbeat: config.timing.heartbeat,
+        election_min: config.timing.election_min,
+        election_max: config.timing.election_max,
+        channel,
+    }
+}
+
+async fn forward_applied(
+    mut applied: mpsc::UnboundedReceiver<Applied>,
+    shared: Arc<Shared>,
+    sender: mpsc::UnboundedSender<Event>,
+) {
+    while let Some(entry) = applied.recv().await {
+        shared.applied_index.store(entry.index, Ordering::Relaxed);
+        let event = Event::State { state: entry.state, applied: entry.command.zip(entry.outcome) };
+        if sender.send(event).is_err() {
+            return;
+        }
+    }
+}
+
+async fn forward_leadership(consensus: Consensus, sender: mpsc::UnboundedSender<Event>) {
+    let mut leadership = consensus.leadership();
+    loop {
+        let now = *leadership.borrow_and_update();
+        let event = Event::Leadership { is_leader: now.is_leader, majority: now.majority };
+        if sender.send(event).is_err() || leadership.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Carries the source's positions to the core, and shuts the gate when a receiver knows a newer epoch.
+async fn forward_source(hands: Hands, cell: Arc<PermitCell>, sender: mpsc::UnboundedSender<Event>) {
+    let mut source = hands.source();
+    loop {
+        let now = source.borrow_and_update().clone();
+        let Some(handle) = now else {
+            if sender.send(Event::Source(None)).is_err() || source.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let mut positions = handle.positions();
+        let mut newer = handle.newer_epoch();
+        loop {
+            let event = Event::Source(Some(positions.borrow_and_update().clone()));
+            if sender.send(event).is_err() {
+                return;
+            }
+            tokio::select! {
+                changed = positions.changed() => if changed.is_err() { break },
+                changed = newer.changed() => {
+                    if changed.is_ok() && newer.borrow_and_update().is_some() {
+                        let released_upto = cell.close();
+                        tracing::warn!(%released_upto, "a receiver knows a newer epoch: gate shut");
+                    }
+                }
+                _ = source.changed() => break,
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What others reach a node through: gRPC for peers and operators, HTTP for load balancers and
+//! Prometheus. All of it answers from memory; whether writes are possible is read from the permit cell
+//! at the moment of the question, so that no answer outlives the lease.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use understudy_consensus::{Consensus, ProposeError};
+use understudy_core::{Command, Outcome};
+use understudy_proto::v1::peer_server::PeerServer;
+use understudy_proto::v1::wal_server::WalServer;
+use understudy_shipping::permit_cell::PermitCell;
+use understudy_shipping::tunnel::TunnelTarget;
+use understudy_transport::Listener;
+use understudy_types::{Clock, NodeId, NodeName};
+
+use crate::admin::{
+    AdminContext, AdminService, OperationError, Operations, admin_routes, report_health,
+};
+use crate::clock::wall_unix_us;
+use crate::config::NodeConfig;
+use crate::daemon::RunError;
+use crate::driver::{Shared, View};
+use crate::hands::{Hands, tunnel_roles};
+use crate::http::{HttpDoor, HttpState};
+use crate::metrics::{Local, StatusMetrics};
+use crate::observer::LocalSeen;
+use crate::own_report;
+use crate::peer_service::PeerService;
+use crate::reports::Board;
+use crate::status::{ClusterStatus, StatusBuilder, StatusInputs, Writability, WritabilityFn};
+use crate::wal_service::WalService;
+
+/// How often the own report and the status are made.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(200);
+/// How long an operator's command may take to be applied.
+const OPERATOR_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Everything that the doors answer from.
+#[derive(Clone)]
+pub(crate) struct Doors {
+    pub(crate) config: Arc<NodeConfig>,
+    pub(crate) consensus: Consensus,
+    pub(crate) board: Arc<Board>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) cell: Arc<PermitCell>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) view: watch::Receiver<Option<View>>,
+    pub(crate) seen: watch::Receiver<LocalSeen>,
+    pub(crate) hands: Option<Hands>,
+}
+
+/// Opens the doors and keeps them open until `shutdown`.
+///
+/// # Errors
+/// When the gRPC server ends by itself.
+pub(crate) async fn serve(
+    doors: Doors,
+    grpc: Listener,
+    http: HttpDoor,
+    metrics: PrometheusHandle,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    let writability = doors.writability();
+    let first = wait_for_first(&doors).await;
+    let (publisher, status) = watch::channel(Arc::new(first));
+    tokio::spawn(publish(doors.clone(), publisher));
+    let state = HttpState {
+        status: status.clone(),
+        writability: writability.clone(),
+        last_tick: doors.shared.last_turn_ns.clone(),
+        clock: doors.clock.clone(),
+        metrics,
+    };
+    tokio::spawn(http.serve(state, shutdown.clone()));
+    let members: BTreeMap<NodeName, NodeId> =
+        doors.config.members.iter().map(|m| (m.name.clone(), m.id)).collect();
+    let peer = PeerService {
+        me: doors.config.id,
+        members: members.clone(),
+        consensus: doors.consensus.server(),
+        board: doors.board.clone(),
+    };
+    let admin = AdminService::new(AdminContext {
+        operations: Arc::new(Proposer(doors.consensus.clone())),
+        status: status.clone(),
+        state: doors.consensus.state(),
+        writability: writability.clone(),
+    });
+    let (routes, health) = admin_routes(admin).map_err(|error| RunError::Part {
+        what: "prepare the admin service",
+        source: error.into(),
+    })?;
+    tokio::spawn(report_health(health, status, writability));
+    let routes = routes.add_service(PeerServer::new(peer));
+    let routes = match &doors.hands {
+        Some(hands) => routes.add_service(WalServer::new(WalService {
+            members,
+            source: hands.source(),
+            journal: hands.journal().clone(),
+            tunnel: TunnelTarget {
+                socket_dir: hands.server().settings().socket_dir.clone(),
+                port: hands.server().settings().port,
+                users: tunnel_roles(),
+            },
+        })),
+        None => routes,
+    };
+    tracing::info!(grpc = %grpc.local_addr(), http = %doors.config.listen_http, "doors open");
+    understudy_transport::server()
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(grpc.incoming(), shutdown.cancelled_owned())
+        .await
+        .map_err(|error| RunError::Part { what: "serve gRPC", source: error.into() })
+}
+
+impl Doors {
+    /// Reads the permit cell at the moment of the call.
+    fn writability(&self) -> WritabilityFn {
+        let (cell, shared, clock) = (self.cell.clone(), self.shared.clone(), self.clock.clone());
+        Arc::new(move || {
+            let serving = shared.serving.load(Ordering::Relaxed);
+            let open = cell.is_open(clock.now());
+            let reason = match (serving, open) {
+                (true, true) => "this node is active, and its lease runs",
+                (true, false) => "this node was active, but its lease has run out",
+                (false, _) => "this node is not active",
+            };
+            Writability { writable: serving && open, reason: reason.to_owned() }
+        })
+    }
+
+    /// Makes the own report and the status of this moment.
+    fn snapshot(&self, view: &View, builder: &mut StatusBuilder, sequence: u64) -> ClusterStatus {
+        let now = self.clock.now();
+        let report = own_report::make(self, view, sequence, now);
+        let writable = report.writable;
+        self.board.pin_own(self.config.id, report);
+        let leadership = *self.consensus.leadership().borrow();
+        let state = self.consensus.state().borrow().clone();
+        builder.build(&StatusInputs {
+            cluster: self.config.cluster,
+            me: self.config.id,
+            members: &self.config.members,
+            state: &state,
+            applied_index: self.shared.applied_index.load(Ordering::Relaxed),
+            standing: &view.standing,
+            verdict: &view.verdict,
+            leader: leadership.leader,
+            majority: leadership.majority,
+            lease_over: view.lease_over,
+            reports: &self.board.all(),
+            writable,
+            now,
+            wall_unix_us: wall_unix_us(),
+            writable_since_unix_us: view.serving_since_unix_us.filter(|_| writable),
+        })
+    }
+}
+
+async fn wait_for_first(doors: &Doors) -> ClusterStatus {
+    let mut views = doors.view.clone();
+    let view = match views.wait_for(Option::is_some).await {
+        Ok(view) => view.clone().expect("it was waited for"),
+        // The core's thread is gone before it said a word: the daemon is about to end.
+        Err(_) => std::future::pending().await,
+    };
+    doors.snapshot(&view, &mut StatusBuilder::default(), 1)
+}
+
+async fn publish(doors: Doors, publisher: watch::Sender<Arc<ClusterStatus>>) {
+    let mut builder = StatusBuilder::default();
+    let mut recorder = StatusMetrics::default();
+    let started = Instant::now();
+    let mut ticks = tokio::time::interval(PUBLISH_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for sequence in 2.. {
+        ticks.tick().await;
+        let view = doors.view.borrow().clone();
+        let Some(view) = view else { continue };
+        let status = doors.snapshot(&view, &mut builder, sequence);
+        let late_releases_count = doors.cell.status().late_release_count;
+        recorder.record(&status, &Local { uptime: started.elapsed(), late_releases_count });
+        if publisher.send(Arc::new(status)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Operators' commands, on their way into the log.
+struct Proposer(Consensus);
+
+#[tonic::async_trait]
+impl Operations for Proposer {
+    async fn propose(&self, command: Command) -> Result<(u64, Outcome), OperationError> {
+        self.0.propose(command, OPERATOR_PATIENCE).await.map_err(|error| match error {
+            ProposeError::NoLeader => OperationError::NoLeader,
+            ProposeError::NotSent(why) => OperationError::NotProposed(why),
+            ProposeError::Unknown(why) => OperationError::OutcomeUnknown(why),
+        })
+    }
+}

@@ -1,0 +1,165 @@
+//! Following the holder: one receiver at a time, for one epoch, until it is told to stop.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use understudy_core::node::{Event, FollowEnd};
+use understudy_postgres::{ControlData, DataDirectory};
+use understudy_proto::v1::refused::Reason;
+use understudy_shipping::receiver::{EmptyStart, Receiver, ReceiverEnd, ReceiverOptions};
+use understudy_types::{Admission, Lineage, Lsn, NodeId, Timeline};
+
+use super::{Following, Hands, chain, transient_words};
+use understudy_core::node::TaskFailure;
+
+impl Hands {
+    /// Follows `holder` under `admission`; does nothing if that is what is being done.
+    pub(crate) async fn follow(
+        &self,
+        holder: NodeId,
+        admission: Admission,
+        history: Vec<Lineage>,
+    ) -> Result<(), TaskFailure> {
+        if let Some(following) = self.following() {
+            let same = following.holder == holder
+                && following.admission.epoch == admission.epoch
+                && following.admission.promotion == admission.promotion
+                && !following.ended.is_cancelled();
+            if same {
+                return Ok(());
+            }
+        }
+        self.unfollow().await;
+        let options = self.options();
+        let channel = (options.bulk)(holder)
+            .ok_or_else(|| transient_words("the holder is not a member that can be reached"))?;
+        let empty_start = self.empty_start(&history).await?;
+        let journal = self.journal().clone();
+        let lineage = history.clone();
+        super::blocking(move || {
+            journal.raise_epoch(admission.epoch)?;
+            journal.set_lineage(lineage)
+        })
+        .await
+        .map_err(super::transient)?;
+        let receiver = Receiver::start(
+            ReceiverOptions {
+                channel,
+                journal: options.journal.clone(),
+                admission,
+                lineage: history,
+                cluster: options.cluster,
+                system_id: self.system_id().await,
+                node: options.me,
+                name: options.name.clone(),
+                incarnation: options.incarnation,
+                empty_start,
+                standby: options.standby.clone(),
+            },
+            options.clock.clone(),
+        );
+        let following = Arc::new(Following {
+            holder,
+            admission,
+            status: receiver.status(),
+            stop: CancellationToken::new(),
+            ended: CancellationToken::new(),
+        });
+        self.inner.following.send_replace(Some(following.clone()));
+        tokio::spawn(watch_receiver(receiver, following, options.events.clone()));
+        tracing::info!(%holder, epoch = %admission.epoch, "following");
+        Ok(())
+    }
+
+    /// Stops following and waits until nothing is written any more on its behalf.
+    pub(crate) async fn unfollow(&self) {
+        if let Some(following) = self.inner.following.send_replace(None) {
+            following.stop.cancel();
+            following.ended.cancelled().await;
+        }
+    }
+
+    pub(super) async fn control(&self) -> Result<ControlData, TaskFailure> {
+        match self.server().inspect().await.map_err(super::transient)? {
+            DataDirectory::Cluster(control) => Ok(*control),
+            other => Err(transient_words(&super::observe::unusable(&other))),
+        }
+    }
+
+    /// Where an empty journal has to begin so that the standby finds all that it needs.
+    async fn empty_start(&self, history: &[Lineage]) -> Result<Option<EmptyStart>, TaskFailure> {
+        if self.journal().identity().is_some() {
+            return Ok(None);
+        }
+        let control = self.control().await?;
+        let label = self.server().settings().data_dir.join("backup_label");
+        let begin = std::fs::read_to_string(label).ok().and_then(|text| backup_start(&text));
+        let lsn = begin.unwrap_or(control.redo_lsn);
+        let first = lsn.align_down(control.segment_size.bytes());
+        let timeline = timeline_at(history, first)
+            .ok_or_else(|| transient_words("the cluster's history is empty"))?;
+        Ok(Some(EmptyStart { timeline, lsn: first, segment_size: control.segment_size }))
+    }
+}
+
+/// `START WAL LOCATION: 0/2000028 (file …)` of a backup label (manual, "Continuous Archiving").
+fn backup_start(label: &str) -> Option<Lsn> {
+    let line = label.lines().find_map(|line| line.strip_prefix("START WAL LOCATION: "))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Which timeline the byte at `lsn` is on in the cluster's history, oldest first.
+fn timeline_at(history: &[Lineage], lsn: Lsn) -> Option<Timeline> {
+    let after_fork = |entry: &&Lineage| entry.fork_lsn.is_none_or(|fork| fork <= lsn);
+    history.iter().rev().find(after_fork).or(history.first()).map(|entry| entry.timeline)
+}
+
+async fn watch_receiver(
+    mut receiver: understudy_shipping::receiver::ReceiverHandle,
+    following: Arc<Following>,
+    events: tokio::sync::mpsc::UnboundedSender<Event>,
+) {
+    let end = tokio::select! {
+        end = receiver.ended() => end,
+        () = following.stop.cancelled() => {
+            receiver.stop();
+            receiver.ended().await
+        }
+    };
+    let asked = following.stop.is_cancelled();
+    following.ended.cancel();
+    if asked {
+        return;
+    }
+    let event = match end {
+        ReceiverEnd::Refused { reason: Reason::Diverged, detail, .. } => {
+            FollowEnd::Diverged(format!("the holder refuses what is held here: {detail}"))
+        }
+        ReceiverEnd::Refused { reason: Reason::WalGone, detail, .. } => {
+            FollowEnd::WalGone(format!("the holder no longer has the WAL that is needed: {detail}"))
+        }
+        // Epochs that do not agree are brought together by the replicated state, sooner or later.
+        ReceiverEnd::Refused { detail, .. } => FollowEnd::Again(detail),
+        ReceiverEnd::JournalFailed(error) => FollowEnd::JournalFailed(chain(error.as_ref())),
+        ReceiverEnd::NothingToStartFrom => {
+            FollowEnd::JournalFailed("the journal does not know where to begin".to_owned())
+        }
+        ReceiverEnd::NotAdmitted | ReceiverEnd::Cancelled => return,
+    };
+    tracing::warn!(?event, "following ended");
+    // Nobody listens only when the daemon ends.
+    let _ = events.send(Event::FollowEnded(event));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_label_tells_where_its_wal_begins() {
+        let label =
+            "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\nCHECKPOINT: x\n";
+        assert_eq!(backup_start(label), Some(Lsn(0x200_0028)));
+        assert_eq!(backup_start("nonsense"), None);
+    }
+}

@@ -1,0 +1,270 @@
+//! The executor: carries out what the core asks for, and reports what came of it. It never decides.
+//!
+//! `Hands` owns every handle to the outside of one data node: the server, the journal, the permit
+//! cell, the source or the receiver. Tasks run one at a time; a newer one replaces the older, which is
+//! dropped at its next await and must be safe to drop there.
+
+mod follow;
+mod hold;
+mod join;
+mod observe;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use understudy_core::node::{Completion, Event, Task, TaskFailure, TaskId};
+use understudy_postgres::{DataDirectory, Server};
+use understudy_shipping::journal::Journal;
+use understudy_shipping::permit_cell::PermitCell;
+use understudy_shipping::receiver::{ReceiverStatus, StandbyProgress};
+use understudy_shipping::source::SourceHandle;
+use understudy_types::{
+    Admission, Clock, ClusterId, Incarnation, Lineage, NodeId, NodeName, SystemId,
+};
+
+pub(crate) use join::tunnel_roles;
+pub(crate) use observe::Observer;
+
+/// The relay's port, as in its socket's name.
+pub(crate) const RELAY_PORT: u16 = 7432;
+/// The tunnel's port, as in its socket's name.
+const TUNNEL_PORT: u16 = 7433;
+/// How long the server may take to come up and be consistent.
+const START_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a reload of pg_hba.conf may take.
+const HBA_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Finds the channel for bulk data to a member.
+pub(crate) type BulkChannel = Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync>;
+
+/// A task's result on its way: the observer looks first, so that the core never judges a result by an
+/// observation from before it.
+pub(crate) type TaskDone = (TaskId, Result<Completion, TaskFailure>);
+
+/// What a data node's hands are made of.
+pub(crate) struct HandsOptions {
+    pub(crate) me: NodeId,
+    pub(crate) name: NodeName,
+    pub(crate) cluster: ClusterId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) server: Server,
+    pub(crate) journal: Journal,
+    pub(crate) cell: Arc<PermitCell>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) bulk: BulkChannel,
+    pub(crate) names: Arc<dyn Fn(NodeId) -> Option<NodeName> + Send + Sync>,
+    pub(crate) standby: watch::Receiver<StandbyProgress>,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+}
+
+/// Progress of a long step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) what: String,
+    pub(crate) done_bytes: u64,
+    pub(crate) total_bytes: u64,
+}
+
+/// The receiver that runs, and for what.
+pub(crate) struct Following {
+    pub(crate) holder: NodeId,
+    pub(crate) admission: Admission,
+    pub(crate) status: watch::Receiver<ReceiverStatus>,
+    stop: CancellationToken,
+    ended: CancellationToken,
+}
+
+/// One data node's hands. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Hands {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: HandsOptions,
+    source: watch::Sender<Option<SourceHandle>>,
+    following: watch::Sender<Option<Arc<Following>>>,
+    progress: watch::Sender<Option<Progress>>,
+    /// Held while a task runs: what changes the server must not overlap.
+    turn: Mutex<()>,
+    observed: Arc<tokio::sync::Notify>,
+    task_serial: AtomicU64,
+}
+
+impl Hands {
+    pub(crate) fn new(options: HandsOptions) -> Hands {
+        Hands {
+            inner: Arc::new(Inner {
+                options,
+                source: watch::Sender::new(None),
+                following: watch::Sender::new(None),
+                progress: watch::Sender::new(None),
+                turn: Mutex::new(()),
+                observed: Arc::default(),
+                task_serial: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    fn options(&self) -> &HandsOptions {
+        &self.inner.options
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        &self.inner.options.server
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.inner.options.journal
+    }
+
+    /// The source, while this node holds.
+    pub(crate) fn source(&self) -> watch::Receiver<Option<SourceHandle>> {
+        self.inner.source.subscribe()
+    }
+
+    /// What is followed, while this node is passive.
+    pub(crate) fn following(&self) -> Option<Arc<Following>> {
+        self.inner.following.borrow().clone()
+    }
+
+    /// Progress of a long step.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        self.inner.progress.borrow().clone()
+    }
+
+    /// Carries out a task. Cancel-safe in the sense of the module's documentation.
+    pub(crate) async fn carry_out(&self, task: Task) -> Result<Completion, TaskFailure> {
+        // A dropped predecessor has let go of the turn by the time that it is really gone.
+        let _turn = self.inner.turn.lock().await;
+        self.inner.task_serial.fetch_add(1, Ordering::Relaxed);
+        let result = match task {
+            Task::ReadIndex => unreachable!("the driver asks the consensus itself"),
+            Task::PrepareData => self.prepare_data().await,
+            Task::Fence => self.fence().await,
+            Task::Hold(grant) => self.hold(&grant).await,
+            Task::LetClientsIn { .. } => self.let_clients_in().await,
+            Task::Drain => self.drain().await,
+            Task::Seal(epoch) => self.seal(epoch).await,
+            Task::PromoteLocally { grant, target_lsn, peers } => {
+                self.promote_locally(&grant, target_lsn, &peers).await
+            }
+            Task::Survey => self.survey().await,
+            Task::Join { rung, keep_from, holder, history, epoch } => {
+                self.join(rung, keep_from, holder, &history, epoch).await
+            }
+        };
+        self.inner.progress.send_replace(None);
+        result
+    }
+
+    async fn prepare_data(&self) -> Result<Completion, TaskFailure> {
+        match self.server().inspect().await.map_err(transient)? {
+            DataDirectory::Missing | DataDirectory::Empty => {
+                tracing::info!("making a new PostgreSQL cluster");
+                self.server().init_db().await.map_err(transient)?;
+            }
+            DataDirectory::Cluster(_) if self.server().running().map_err(transient)?.is_some() => {
+                return Err(transient_words(
+                    "PostgreSQL runs on the data directory that is to be taken over; stop it, the \
+                     node starts it again by itself",
+                ));
+            }
+            DataDirectory::Cluster(_) => {
+                self.server().prepare_roles().await.map_err(transient)?;
+            }
+            DataDirectory::Dirty { what } => {
+                return Err(transient_words(&format!("the data directory is incomplete: {what}")));
+            }
+            other @ (DataDirectory::NotACluster { .. } | DataDirectory::WrongVersion { .. }) => {
+                return Err(transient_words(&observe::unusable(&other)));
+            }
+        }
+        Ok(Completion::DataReady)
+    }
+
+    async fn fence(&self) -> Result<Completion, TaskFailure> {
+        self.stop_source().await;
+        let _proof = self.server().fence().await.map_err(transient)?;
+        Ok(Completion::Fenced)
+    }
+
+    async fn stop_source(&self) {
+        let source = self.inner.source.send_replace(None);
+        if let Some(source) = source {
+            source.stop().await;
+        }
+    }
+
+    fn report_progress(&self, what: &str, done_bytes: u64, total_bytes: u64) {
+        let progress = Progress { what: what.to_owned(), done_bytes, total_bytes };
+        self.inner.progress.send_replace(Some(progress));
+    }
+
+    /// The command by which the server fetches WAL files from the journal; works without the daemon.
+    fn restore_command(&self) -> Result<String, TaskFailure> {
+        let program = std::env::current_exe().map_err(|error| {
+            transient_words(&format!("find the path of this program for restore_command: {error}"))
+        })?;
+        let journal = self.options().data_dir.join("wal");
+        let quoted = |path: &Path| shell_quote(&path.to_string_lossy()).replace('%', "%%");
+        let program = quoted(&program);
+        // A shell that cannot execute a program exits with 126 or 127, which PostgreSQL takes as a
+        // reason to give up recovery altogether; "not found" only means that streaming is tried.
+        Ok(format!(
+            "if [ -x {program} ]; then {program} wal get --journal {} %f %p; else exit 1; fi",
+            quoted(&journal)
+        ))
+    }
+
+    fn lineage_recorded(&self) -> Vec<Lineage> {
+        self.journal().lineage()
+    }
+
+    async fn system_id(&self) -> Option<SystemId> {
+        match self.server().inspect().await {
+            Ok(DataDirectory::Cluster(control)) => Some(control.system_id),
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
+
+/// Single quotes around a word for `sh`.
+fn shell_quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// The chain of an error, outermost first.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        words.push_str(": ");
+        words.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    words
+}
+
+fn transient(error: impl std::error::Error) -> TaskFailure {
+    TaskFailure { words: chain(&error), suspect: false }
+}
+
+fn transient_words(words: &str) -> TaskFailure {
+    TaskFailure { words: words.to_owned(), suspect: false }
+}
+
+fn suspect(error: impl std::error::Error) -> TaskFailure {
+    TaskFailure { words: chain(&error), suspect: true }
+}
+
+/// Runs slow file work off the runtime's threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("file work does not panic and is not cancelled")
+}

@@ -1,0 +1,183 @@
+//! Looks at the own machine, regularly and after every task, and tells the core.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use understudy_core::node::{DataView, JournalView, LocalView, PostgresFacts, PostgresView};
+use understudy_postgres::{DataDirectory, GateName, Observation, Probe, Running};
+use understudy_types::BootInstant;
+
+use super::Hands;
+
+/// How long one question to the server may take before it counts as unanswered.
+const PROBE_PATIENCE: Duration = Duration::from_millis(1000);
+/// The data directory is looked at again after this while no server runs on it.
+const INSPECT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Sees the machine through the hands' handles; keeps one session to the server open.
+pub(crate) struct Observer {
+    hands: Hands,
+    probe: Option<(Running, Probe)>,
+    answered_at: BootInstant,
+    facts: PostgresFacts,
+    data: DataView,
+    inspected_at: Option<BootInstant>,
+    inspected_task: u64,
+    /// How often to look, in milliseconds; the driver shortens it while it waits for replay.
+    interval_ms: Arc<AtomicU64>,
+    /// The last full answer, for status.
+    pub(crate) seen: Option<Observation>,
+}
+
+impl Observer {
+    pub(crate) fn new(hands: Hands, interval_ms: Arc<AtomicU64>) -> Observer {
+        Observer {
+            hands,
+            probe: None,
+            answered_at: BootInstant::ZERO,
+            facts: PostgresFacts::default(),
+            data: DataView::Unknown,
+            inspected_at: None,
+            inspected_task: 0,
+            interval_ms,
+            seen: None,
+        }
+    }
+
+    /// Waits for the next regular look, or for somebody's wish for one.
+    pub(crate) async fn wait(&self) {
+        let interval = Duration::from_millis(self.interval_ms.load(Ordering::Relaxed));
+        let wish = self.hands.inner.observed.clone();
+        // Either is a reason to look; which one it was does not matter.
+        let _ = tokio::time::timeout(interval, wish.notified()).await;
+    }
+
+    /// Looks.
+    pub(crate) async fn look(&mut self) -> LocalView {
+        let now = self.hands.options().clock.now();
+        let postgres = self.postgres(now).await;
+        self.inspect_if_due(now, &postgres).await;
+        LocalView { data: self.data.clone(), postgres, journal: self.journal() }
+    }
+
+    async fn postgres(&mut self, now: BootInstant) -> PostgresView {
+        let running = match self.hands.server().running() {
+            Ok(Some(running)) => running,
+            Ok(None) => {
+                self.probe = None;
+                self.seen = None;
+                return PostgresView::Stopped;
+            }
+            Err(error) => {
+                tracing::warn!(error = super::chain(&error), "cannot look for the server");
+                return PostgresView::Unknown;
+            }
+        };
+        let same = |known: &Running| {
+            (known.pid, known.start_time_ticks) == (running.pid, running.start_time_ticks)
+        };
+        if !self.probe.as_ref().is_some_and(|(known, _)| same(known)) {
+            let gate = running.gate_name.clone().unwrap_or_else(nobody);
+            let probe = Probe::new(self.hands.server(), gate, PROBE_PATIENCE);
+            self.probe = Some((running, probe));
+            self.answered_at = now;
+            self.facts = PostgresFacts::default();
+            self.seen = None;
+        }
+        let Some((_, probe)) = &mut self.probe else { return PostgresView::Unknown };
+        match probe.probe().await {
+            Ok(seen) => {
+                self.answered_at = self.hands.options().clock.now();
+                self.facts = facts(&seen, self.hands.gate_backend_pid());
+                self.seen = Some(seen);
+            }
+            Err(error) => {
+                tracing::debug!(error = super::chain(&error), "the server does not answer");
+            }
+        }
+        let silent_for = self.hands.options().clock.now().since(self.answered_at);
+        let silent_for = if silent_for < PROBE_PATIENCE { Duration::ZERO } else { silent_for };
+        PostgresView::Running(PostgresFacts { silent_for, ..self.facts.clone() })
+    }
+
+    /// The control file is read by a program of its own, so not at every look.
+    async fn inspect_if_due(&mut self, now: BootInstant, postgres: &PostgresView) {
+        let task = self.hands.inner.task_serial.load(Ordering::Relaxed);
+        let settled = matches!(self.data, DataView::Cluster { .. })
+            && matches!(postgres, PostgresView::Running(_));
+        let recent = self.inspected_at.is_some_and(|at| now.since(at) < INSPECT_INTERVAL);
+        if task == self.inspected_task && (settled || recent) {
+            return;
+        }
+        self.inspected_task = task;
+        self.inspected_at = Some(now);
+        self.data = match self.hands.server().inspect().await {
+            Ok(DataDirectory::Missing | DataDirectory::Empty) => DataView::Empty,
+            Ok(DataDirectory::Cluster(control)) => {
+                DataView::Cluster { system_id: control.system_id, timeline: control.timeline }
+            }
+            // Not whole: the survey tells more, and the ladder mends it.
+            Ok(other) => DataView::Unusable(unusable(&other)),
+            Err(error) => DataView::Unusable(super::chain(&error)),
+        };
+    }
+
+    fn journal(&self) -> Option<JournalView> {
+        let journal = self.hands.journal();
+        let positions = journal.positions().borrow().clone()?;
+        let lineage = journal.lineage();
+        // The last link whose WAL this is: the journal may lag behind the recorded lineage.
+        Some(JournalView {
+            timeline: positions.timeline,
+            durable_lsn: positions.durable_lsn,
+            promotion: lineage.last().map(|last| last.promotion),
+        })
+    }
+}
+
+impl Hands {
+    /// Asks for a look as soon as possible.
+    pub(crate) fn wish_look(&self) {
+        self.inner.observed.notify_one();
+    }
+
+    fn gate_backend_pid(&self) -> Option<u32> {
+        self.inner.source.borrow().as_ref().and_then(|source| source.gate_backend_pid())
+    }
+}
+
+fn facts(seen: &Observation, own_gate: Option<u32>) -> PostgresFacts {
+    // While our own connection is not up yet, nobody's row can be told from ours.
+    let foreign = own_gate.is_some_and(|own| seen.gate_rows.iter().any(|r| r.walsender_pid != own));
+    PostgresFacts {
+        silent_for: Duration::ZERO,
+        in_recovery: Some(seen.in_recovery),
+        timeline: seen.timeline,
+        flush_lsn: seen.flush_lsn,
+        replay_lsn: seen.replay_lsn,
+        foreign_gate: foreign,
+    }
+}
+
+/// A name that no connection bears.
+fn nobody() -> GateName {
+    "gate_unknown".parse().expect("a gate's name")
+}
+
+/// Why a data directory cannot be used, and what to do about it.
+pub(super) fn unusable(directory: &DataDirectory) -> String {
+    match directory {
+        DataDirectory::Missing | DataDirectory::Empty => "the data directory is empty".to_owned(),
+        DataDirectory::NotACluster { what } => format!(
+            "the data directory holds something that is not a PostgreSQL cluster ({what}); move it \
+             away or set postgres.data_directory to another place"
+        ),
+        DataDirectory::WrongVersion { found, wanted } => format!(
+            "the data directory belongs to PostgreSQL {found}, the programs are of {wanted}; set \
+             postgres.bin_dir to those of {found}, or move the directory away"
+        ),
+        DataDirectory::Dirty { what } => format!("the data directory is incomplete: {what}"),
+        DataDirectory::Cluster(_) => "the data directory is a whole cluster".to_owned(),
+    }
+}

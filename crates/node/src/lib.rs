@@ -1,0 +1,19 @@
+//! The daemon: configuration, the loop that owns the core, its executor, services and telemetry.
+
+pub mod admin;
+pub mod config;
+pub mod daemon;
+pub mod http;
+pub mod metrics;
+pub mod status;
+
+mod clock;
+mod doors;
+mod driver;
+mod hands;
+mod observer;
+mod own_report;
+mod peer_service;
+mod reports;
+mod telemetry;
+mod wal_service;

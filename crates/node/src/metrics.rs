@@ -1,0 +1,239 @@
+//! What Prometheus sees: every gauge is set from the snapshot, in one place.
+//!
+//! What is unknown is NaN, so that it neither satisfies nor triggers a comparison; it is never zero.
+//! Labels are closed sets: members' names and roles.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use understudy_types::Epoch;
+
+use crate::status::{ClusterStatus, NodeStatus, SiteRole};
+
+/// The process's metrics cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("install the metrics recorder")]
+pub struct MetricsError(#[from] BuildError);
+
+/// Installs the process's recorder; to be called once, when the daemon starts.
+///
+/// # Errors
+/// When there is one already.
+pub fn install() -> Result<PrometheusHandle, MetricsError> {
+    let handle = PrometheusBuilder::new().install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+/// What the snapshot does not know about this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Local {
+    /// Since the daemon started.
+    pub uptime: Duration,
+    /// Acknowledgements that may have left the gate after its deadline, since the daemon started.
+    pub late_releases_count: u64,
+}
+
+/// Sets the metrics; keep one for the life of the daemon.
+#[derive(Debug, Default)]
+pub struct StatusMetrics {
+    epoch: Option<Epoch>,
+}
+
+impl StatusMetrics {
+    /// Sets every metric from this snapshot.
+    pub fn record(&mut self, status: &ClusterStatus, local: &Local) {
+        self.count_failovers(status.epoch);
+        gauge!("understudy_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        gauge!("understudy_node_uptime_seconds").set(local.uptime.as_secs_f64());
+        counter!("understudy_gate_late_releases_total").absolute(local.late_releases_count);
+        gauge!("understudy_cluster_epoch").set(status.epoch.number as f64);
+        gauge!("understudy_cluster_members_count").set(status.nodes.len() as f64);
+        gauge!("understudy_cluster_has_active").set(flag(status.active.is_some()));
+        gauge!("understudy_cluster_paused").set(flag(status.paused_until_unix_us.is_some()));
+        gauge!("understudy_cluster_failover_ready").set(flag(status.failover.would_fail_over));
+        gauge!("understudy_raft_majority").set(flag(status.majority));
+        gauge!("understudy_raft_applied_index").set(status.applied_index as f64);
+        gauge!("understudy_durability_generation").set(status.generation as f64);
+        gauge!("understudy_durability_lifted").set(flag(status.durability_lifted));
+        gauge!("understudy_durability_exposure_seconds").set(or_nan(status.exposure_seconds));
+        gauge!("understudy_durability_exposure_bytes").set(bytes(status.exposure_bytes));
+        gauge!("understudy_durability_rpo_ceiling_seconds").set(or_nan(status.rpo_ceiling_seconds));
+        if let Some(own) = status.own() {
+            set_writable(own.writable);
+            gauge!("understudy_raft_leader").set(flag(own.leader));
+            gauge!("understudy_lease_left_seconds").set(or_nan(own.lease_left_seconds));
+            gauge!("understudy_postgres_up").set(flag(own.postgres_running));
+            for role in SiteRole::ALL {
+                gauge!("understudy_node_role", "role" => role.as_str()).set(flag(own.role == role));
+            }
+        }
+        for node in &status.nodes {
+            record_node(node);
+        }
+    }
+
+    /// The first grant of a cluster, and what happened before this process watched, do not count.
+    fn count_failovers(&mut self, epoch: Epoch) {
+        let failovers = counter!("understudy_cluster_failovers_total");
+        let changed = self.epoch.is_some_and(|last| last != Epoch::NONE && epoch > last);
+        failovers.increment(u64::from(changed));
+        self.epoch = Some(epoch);
+    }
+}
+
+/// Sets the one metric that must be true at the moment it is read.
+pub(crate) fn set_writable(writable: bool) {
+    gauge!("understudy_node_writable").set(flag(writable));
+}
+
+fn record_node(node: &NodeStatus) {
+    let name = node.name.clone();
+    gauge!("understudy_member_heard_seconds", "node" => name.clone())
+        .set(or_nan(node.heard_seconds_ago));
+    if node.role == SiteRole::Witness {
+        return;
+    }
+    gauge!("understudy_member_attached", "node" => name.clone()).set(flag(node.attached));
+    gauge!("understudy_replication_durable_lag_bytes", "node" => name.clone())
+        .set(bytes(node.durable_lag_bytes));
+    gauge!("understudy_replication_replay_lag_bytes", "node" => name.clone())
+        .set(bytes(node.replay_lag_bytes));
+    gauge!("understudy_replication_durable_lag_seconds", "node" => name.clone())
+        .set(or_nan(node.durable_lag_seconds));
+    gauge!("understudy_replication_replay_lag_seconds", "node" => name)
+        .set(or_nan(node.replay_lag_seconds));
+}
+
+fn flag(value: bool) -> f64 {
+    f64::from(u8::from(value))
+}
+
+fn or_nan(value: Option<f64>) -> f64 {
+    value.unwrap_or(f64::NAN)
+}
+
+fn bytes(value: Option<u64>) -> f64 {
+    value.map_or(f64::NAN, |bytes| bytes as f64)
+}
+
+fn describe() {
+    describe_counter!(
+        "understudy_cluster_failovers_total",
+        "Changes of the epoch that this process has seen: failovers."
+    );
+    describe_counter!(
+        "understudy_gate_late_releases_total",
+        "Acknowledgements that may have left after the lease's deadline."
+    );
+    for (name, unit, help) in GAUGES {
+        match unit {
+            Some(unit) => describe_gauge!(*name, *unit, *help),
+            None => describe_gauge!(*name, *help),
+        }
+    }
+}
+
+const SECONDS: Option<Unit> = Some(Unit::Seconds);
+const BYTES: Option<Unit> = Some(Unit::Bytes);
+
+const GAUGES: &[(&str, Option<Unit>, &str)] = &[
+    ("understudy_build_info", None, "Always 1; the version is in the label."),
+    ("understudy_node_uptime_seconds", SECONDS, "Time since this daemon started."),
+    ("understudy_node_role", None, "1 for the role that this node has now, 0 for the others."),
+    ("understudy_node_writable", None, "1 while clients can write here, judged at this moment."),
+    ("understudy_cluster_epoch", None, "Number of the newest epoch."),
+    ("understudy_cluster_members_count", None, "Members of the cluster."),
+    ("understudy_cluster_has_active", None, "1 while some node holds the lease."),
+    ("understudy_cluster_paused", None, "1 while automatic failover is paused."),
+    ("understudy_cluster_failover_ready", None, "1 while a loss of the active would be answered."),
+    ("understudy_raft_leader", None, "1 at the node that leads the consensus."),
+    ("understudy_raft_majority", None, "1 while this node hears a majority of the voters."),
+    ("understudy_raft_applied_index", None, "Log index that has been applied here."),
+    ("understudy_durability_generation", None, "Grows with every change of who is waited for."),
+    ("understudy_durability_lifted", None, "1 while commits go on unprotected."),
+    (
+        "understudy_durability_exposure_seconds",
+        SECONDS,
+        "Would be lost now, as time; NaN if unknown.",
+    ),
+    ("understudy_durability_exposure_bytes", BYTES, "Would be lost now, as WAL; NaN if unknown."),
+    ("understudy_durability_rpo_ceiling_seconds", SECONDS, "The ceiling; NaN if there is none."),
+    ("understudy_lease_left_seconds", SECONDS, "What is left of this node's lease; NaN if none."),
+    ("understudy_postgres_up", None, "1 while this node's PostgreSQL answers."),
+    ("understudy_member_heard_seconds", SECONDS, "Since a member was heard; NaN if never."),
+    ("understudy_member_attached", None, "1 while a member receives the active's stream."),
+    (
+        "understudy_replication_durable_lag_bytes",
+        BYTES,
+        "WAL not yet durable there; NaN if unknown.",
+    ),
+    (
+        "understudy_replication_replay_lag_bytes",
+        BYTES,
+        "WAL not yet replayed there; NaN if unknown.",
+    ),
+    (
+        "understudy_replication_durable_lag_seconds",
+        SECONDS,
+        "For how long at most its durable position has been behind; NaN if unknown.",
+    ),
+    (
+        "understudy_replication_replay_lag_seconds",
+        SECONDS,
+        "For how long at most its replay has been behind; NaN if unknown.",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::tests::{NORTH, SOUTH, Scene};
+
+    #[test]
+    fn every_metric_has_help_and_unknown_is_nan() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let mut metrics = StatusMetrics::default();
+        let text = metrics::with_local_recorder(&recorder, || {
+            describe();
+            let status = Scene::seen_by(SOUTH).build();
+            metrics
+                .record(&status, &Local { uptime: Duration::from_secs(9), late_releases_count: 2 });
+            recorder.handle().render()
+        });
+        for line in [
+            "understudy_node_role{role=\"passive\"} 1",
+            "understudy_node_role{role=\"active\"} 0",
+            "understudy_node_uptime_seconds 9",
+            "understudy_gate_late_releases_total 2",
+            "understudy_cluster_failovers_total 0",
+            "understudy_replication_durable_lag_bytes{node=\"south\"} 700",
+            "understudy_replication_durable_lag_bytes{node=\"north\"} NaN",
+            "understudy_lease_left_seconds NaN",
+            "understudy_node_writable 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
+        }
+        for line in text.lines().filter(|line| line.starts_with("# TYPE ")) {
+            let name = line.split(' ').nth(2).unwrap();
+            assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
+        }
+    }
+
+    #[test]
+    fn only_a_change_of_the_epoch_that_was_seen_counts_as_a_failover() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let mut metrics = StatusMetrics::default();
+        let mut scene = Scene::seen_by(NORTH);
+        let text = metrics::with_local_recorder(&recorder, || {
+            let first = scene.state.epoch;
+            for epoch in [Epoch::NONE, first, first, first.next(), first.next()] {
+                scene.state.epoch = epoch;
+                metrics.record(&scene.build(), &Local::default());
+            }
+            recorder.handle().render()
+        });
+        assert!(text.contains("understudy_cluster_failovers_total 1"), "{text}");
+    }
+}

@@ -1,0 +1,77 @@
+//! What this node says of itself, for its peers and for status. What it does not know it leaves out.
+
+use std::sync::atomic::Ordering;
+
+use understudy_core::node::{DataView, PostgresView};
+use understudy_proto::v1;
+use understudy_types::{BootInstant, NodeKind};
+
+use crate::doors::Doors;
+use crate::driver::View;
+
+/// Makes the report of this moment.
+pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) -> v1::NodeReport {
+    let config = &doors.config;
+    let seen = doors.seen.borrow().clone();
+    let hands = doors.hands.as_ref();
+    let source = hands.and_then(|hands| hands.source().borrow().clone());
+    let positions = source.map(|source| source.positions().borrow().clone());
+    let holds = positions.is_some();
+    let following = hands.and_then(|hands| hands.following());
+    let attached = following.is_some_and(|following| following.status.borrow().attached);
+    let running = matches!(&seen.view.postgres, PostgresView::Running(f) if f.silent_for.is_zero());
+    let observation = seen.observation.filter(|_| running);
+    let journal = seen.view.journal.filter(|_| !holds);
+    let system_id = match &seen.view.data {
+        DataView::Cluster { system_id, .. } => Some(system_id.0),
+        DataView::Unknown | DataView::Empty | DataView::Unusable(_) => None,
+    };
+    let data_timeline = view.report.data.map(|(_, timeline)| timeline.get());
+    let progress = hands.and_then(|hands| hands.progress()).unwrap_or_default();
+    let deadline = view.standing.deadline.filter(|_| holds);
+    let writable = doors.shared.serving.load(Ordering::Relaxed) && doors.cell.is_open(now);
+    v1::NodeReport {
+        node_id: config.id.0,
+        sequence,
+        process_start: doors.consensus.process_start().0,
+        epoch: Some(view.report.epoch.into()),
+        state: view.standing.word.to_owned(),
+        postgres_running: running,
+        in_recovery: observation.as_ref().map(|seen| seen.in_recovery),
+        system_id: view.report.data.map(|(id, _)| id.0).or(system_id.filter(|_| running)),
+        timeline: observation
+            .as_ref()
+            .and_then(|seen| seen.timeline)
+            .map(|timeline| timeline.get())
+            .or(data_timeline),
+        durable_lsn: journal.map(|journal| journal.durable_lsn.0),
+        receive_lsn: observation.as_ref().and_then(|seen| seen.receive_lsn).map(|lsn| lsn.0),
+        replay_lsn: observation.as_ref().and_then(|seen| seen.replay_lsn).map(|lsn| lsn.0),
+        flush_lsn: positions.as_ref().map(|positions| positions.flush_lsn.0),
+        released_lsn: positions.as_ref().map(|positions| positions.released_lsn.0),
+        exposure_ns: positions.as_ref().map(|positions| nanos(positions.exposure.time)),
+        exposure_bytes: positions.as_ref().map(|positions| positions.exposure.lost_wal_bytes),
+        attached,
+        promotion: view.report.promotion.map(|promotion| promotion.to_string()),
+        progress_what: progress.what,
+        progress_done_bytes: progress.done_bytes,
+        progress_total_bytes: progress.total_bytes,
+        trouble: view.standing.trouble.clone().unwrap_or_default(),
+        postgres_address: config
+            .postgres
+            .as_ref()
+            .filter(|_| config.kind == NodeKind::Data)
+            .map(|postgres| postgres.advertise.clone())
+            .unwrap_or_default(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        http_address: config.listen_http.to_string(),
+        lease_left_ms: deadline.map(|deadline| nanos(deadline.since(now)) / 1_000_000),
+        writable,
+        promotable: view.report.promotable,
+        resumable: view.report.resumable,
+    }
+}
+
+fn nanos(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,242 @@
+//! The snapshot to and from `understudy.v1.ClusterStatus`: nothing is added and nothing dropped.
+
+use understudy_proto::{FieldError, parse_promotion, parse_timeline, v1};
+use understudy_types::{Lsn, NodeKind};
+
+use super::{
+    ClusterStatus, FailoverVerdict, LineageStatus, NodeStatus, OperationView, STATUS_VERSION,
+    SiteRole, StepProgress,
+};
+
+impl From<&ClusterStatus> for v1::ClusterStatus {
+    fn from(status: &ClusterStatus) -> v1::ClusterStatus {
+        v1::ClusterStatus {
+            cluster: status.cluster.to_string(),
+            answered_by: status.answered_by.clone(),
+            at_unix_us: status.at_unix_us,
+            leader: status.leader.clone().unwrap_or_default(),
+            majority: status.majority,
+            epoch: Some(status.epoch.into()),
+            active: status.active.clone().unwrap_or_default(),
+            phase: status.phase.clone(),
+            durability: status.durability.to_string(),
+            durability_lifted: status.durability_lifted,
+            generation: status.generation,
+            waited_for: status.waited_for.clone(),
+            eligible: status.eligible.clone(),
+            rpo_ceiling_seconds: status.rpo_ceiling_seconds,
+            exposure_seconds: status.exposure_seconds,
+            exposure_bytes: status.exposure_bytes,
+            failover: Some(v1::FailoverVerdict {
+                reason: status.failover.reason.clone(),
+                words: status.failover.words.clone(),
+                would_fail_over: status.failover.would_fail_over,
+            }),
+            nodes: status.nodes.iter().map(Into::into).collect(),
+            operations: status.operations.iter().map(Into::into).collect(),
+            paused_until_unix_us: status.paused_until_unix_us,
+            system_id: status.system_id.map(|id| id.to_string()).unwrap_or_default(),
+            lineage: status.lineage.iter().map(Into::into).collect(),
+            applied_index: status.applied_index,
+            writable_since_unix_us: status.writable_since_unix_us,
+        }
+    }
+}
+
+impl From<&NodeStatus> for v1::NodeStatus {
+    fn from(node: &NodeStatus) -> v1::NodeStatus {
+        let text = |lsn: Option<Lsn>| lsn.map(|lsn| lsn.to_string());
+        v1::NodeStatus {
+            name: node.name.clone(),
+            site: node.site.clone(),
+            kind: kind_word(node.kind).to_owned(),
+            role: node.role.as_str().to_owned(),
+            state: node.state.clone(),
+            heard_seconds_ago: node.heard_seconds_ago,
+            postgres_running: node.postgres_running,
+            timeline: node.timeline.map(|timeline| timeline.get()),
+            flush_lsn: text(node.flush_lsn),
+            released_lsn: text(node.released_lsn),
+            durable_lsn: text(node.durable_lsn),
+            replay_lsn: text(node.replay_lsn),
+            durable_lag_bytes: node.durable_lag_bytes,
+            replay_lag_bytes: node.replay_lag_bytes,
+            durable_lag_seconds: node.durable_lag_seconds,
+            replay_lag_seconds: node.replay_lag_seconds,
+            attached: node.attached,
+            writable: node.writable,
+            lease_left_seconds: node.lease_left_seconds,
+            progress: node.progress.as_ref().map(|progress| v1::Progress {
+                what: progress.what.clone(),
+                done_bytes: progress.done_bytes,
+                total_bytes: progress.total_bytes.unwrap_or_default(),
+                bytes_per_second: progress.bytes_per_second.unwrap_or_default(),
+            }),
+            trouble: node.trouble.clone().unwrap_or_default(),
+            postgres_address: node.postgres_address.clone().unwrap_or_default(),
+            http_address: node.http_address.clone().unwrap_or_default(),
+            grpc_address: node.grpc_address.clone(),
+            version: node.program_version.clone().unwrap_or_default(),
+            mark: node.mark.clone().unwrap_or_default(),
+            leader: node.leader,
+        }
+    }
+}
+
+impl From<&OperationView> for v1::Operation {
+    fn from(operation: &OperationView) -> v1::Operation {
+        v1::Operation {
+            id: operation.id,
+            kind: operation.kind.clone(),
+            caller: operation.caller.clone(),
+            reason: operation.reason.clone(),
+            outcome: operation.outcome.clone(),
+            detail: operation.detail.clone().unwrap_or_default(),
+            started_unix_us: operation.started_unix_us,
+            ended_unix_us: operation.ended_unix_us,
+        }
+    }
+}
+
+impl From<&LineageStatus> for v1::LineageStatus {
+    fn from(link: &LineageStatus) -> v1::LineageStatus {
+        v1::LineageStatus {
+            epoch: Some(link.epoch.into()),
+            node: link.node.clone(),
+            timeline: link.timeline.get(),
+            fork_lsn: link.fork_lsn.map(|lsn| lsn.to_string()),
+            promotion: link.promotion.to_string(),
+        }
+    }
+}
+
+impl TryFrom<v1::ClusterStatus> for ClusterStatus {
+    type Error = FieldError;
+
+    fn try_from(status: v1::ClusterStatus) -> Result<ClusterStatus, FieldError> {
+        let cluster = status.cluster.parse();
+        let mode = status.durability.parse();
+        let system_id = present(status.system_id).map(|text| text.parse()).transpose();
+        let failover = status.failover.unwrap_or_default();
+        Ok(ClusterStatus {
+            version: STATUS_VERSION,
+            cluster: cluster.map_err(|e| FieldError::new("cluster", format!("{e}")))?,
+            answered_by: status.answered_by,
+            at_unix_us: status.at_unix_us,
+            leader: present(status.leader),
+            majority: status.majority,
+            epoch: status.epoch.unwrap_or_default().into(),
+            active: present(status.active),
+            phase: status.phase,
+            durability: mode.map_err(|e: String| FieldError::new("durability", e))?,
+            durability_lifted: status.durability_lifted,
+            generation: status.generation,
+            waited_for: status.waited_for,
+            eligible: status.eligible,
+            rpo_ceiling_seconds: status.rpo_ceiling_seconds,
+            exposure_seconds: status.exposure_seconds,
+            exposure_bytes: status.exposure_bytes,
+            failover: FailoverVerdict {
+                reason: failover.reason,
+                words: failover.words,
+                would_fail_over: failover.would_fail_over,
+            },
+            nodes: status.nodes.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            operations: status.operations.into_iter().map(Into::into).collect(),
+            paused_until_unix_us: status.paused_until_unix_us,
+            system_id: system_id.map_err(|_| FieldError::new("system_id", "not a number"))?,
+            lineage: status.lineage.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            applied_index: status.applied_index,
+            writable_since_unix_us: status.writable_since_unix_us,
+        })
+    }
+}
+
+impl TryFrom<v1::NodeStatus> for NodeStatus {
+    type Error = FieldError;
+
+    fn try_from(node: v1::NodeStatus) -> Result<NodeStatus, FieldError> {
+        let role = SiteRole::ALL.into_iter().find(|role| role.as_str() == node.role);
+        let kind = [NodeKind::Data, NodeKind::Witness];
+        let kind = kind.into_iter().find(|kind| kind_word(*kind) == node.kind);
+        Ok(NodeStatus {
+            name: node.name,
+            site: node.site,
+            kind: kind.ok_or_else(|| FieldError::new("kind", format!("{:?}", node.kind)))?,
+            role: role.ok_or_else(|| FieldError::new("role", format!("{:?}", node.role)))?,
+            state: node.state,
+            heard_seconds_ago: node.heard_seconds_ago,
+            postgres_running: node.postgres_running,
+            timeline: node.timeline.map(|n| parse_timeline("timeline", n)).transpose()?,
+            flush_lsn: lsn("flush_lsn", node.flush_lsn)?,
+            released_lsn: lsn("released_lsn", node.released_lsn)?,
+            durable_lsn: lsn("durable_lsn", node.durable_lsn)?,
+            replay_lsn: lsn("replay_lsn", node.replay_lsn)?,
+            durable_lag_bytes: node.durable_lag_bytes,
+            replay_lag_bytes: node.replay_lag_bytes,
+            durable_lag_seconds: node.durable_lag_seconds,
+            replay_lag_seconds: node.replay_lag_seconds,
+            attached: node.attached,
+            writable: node.writable,
+            lease_left_seconds: node.lease_left_seconds,
+            progress: node.progress.map(|progress| StepProgress {
+                what: progress.what,
+                done_bytes: progress.done_bytes,
+                total_bytes: Some(progress.total_bytes).filter(|total| *total != 0),
+                bytes_per_second: Some(progress.bytes_per_second).filter(|rate| *rate != 0.0),
+            }),
+            trouble: present(node.trouble),
+            postgres_address: present(node.postgres_address),
+            http_address: present(node.http_address),
+            grpc_address: node.grpc_address,
+            program_version: present(node.version),
+            mark: present(node.mark),
+            leader: node.leader,
+        })
+    }
+}
+
+impl From<v1::Operation> for OperationView {
+    fn from(operation: v1::Operation) -> OperationView {
+        OperationView {
+            id: operation.id,
+            kind: operation.kind,
+            caller: operation.caller,
+            reason: operation.reason,
+            outcome: operation.outcome,
+            detail: present(operation.detail),
+            started_unix_us: operation.started_unix_us,
+            ended_unix_us: operation.ended_unix_us,
+        }
+    }
+}
+
+impl TryFrom<v1::LineageStatus> for LineageStatus {
+    type Error = FieldError;
+
+    fn try_from(link: v1::LineageStatus) -> Result<LineageStatus, FieldError> {
+        Ok(LineageStatus {
+            epoch: link.epoch.unwrap_or_default().into(),
+            node: link.node,
+            timeline: parse_timeline("timeline", link.timeline)?,
+            fork_lsn: lsn("fork_lsn", link.fork_lsn)?,
+            promotion: parse_promotion("promotion", &link.promotion)?,
+        })
+    }
+}
+
+fn kind_word(kind: NodeKind) -> &'static str {
+    match kind {
+        NodeKind::Data => "data",
+        NodeKind::Witness => "witness",
+    }
+}
+
+fn present(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn lsn(field: &'static str, text: Option<String>) -> Result<Option<Lsn>, FieldError> {
+    let lsn = text.map(|text| text.parse()).transpose();
+    lsn.map_err(|error| FieldError::new(field, format!("{error}")))
+}
