@@ -1,0 +1,518 @@
+//! The facade: everything that the daemon sees of consensus.
+//!
+//! openraft runs on a runtime of its own with two threads, so that elections and heartbeats never
+//! wait behind WAL. A command is retried only while it is certain that nobody appended it; what may
+//! have been appended is reported as unknown and left to the caller.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::storage::RaftLogStorage as _;
+use openraft::{Config, SnapshotPolicy};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::{Code, Request, Status};
+use understudy_core::ClusterConfig;
+use understudy_core::state::{ClusterState, Command, Outcome};
+use understudy_proto::v1;
+use understudy_proto::v1::peer_client::PeerClient;
+use understudy_types::{ClusterId, Incarnation, NodeId, NodeName, ProcessStart};
+
+use crate::founding::{Founding, FoundingStatus};
+use crate::leadership::{self, Leadership};
+use crate::network::Network;
+use crate::peers::{ChannelTo, FoundingMember, Peers};
+use crate::server::{PeerServer, Write, read_index, write};
+use crate::state_machine::{Applied, StateMachine, StateMachineError};
+use crate::store::{LogStore, StoreError, StoreOptions, StoredIdentity};
+use crate::{RaftHandle, decode_outcome, encode_command};
+
+const RETRY_EVERY: Duration = Duration::from_millis(50);
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// What consensus needs to know.
+#[derive(Clone)]
+pub struct ConsensusOptions {
+    /// Its own directory, kept by this crate alone.
+    pub data_dir: PathBuf,
+    /// The cluster's uuid.
+    pub cluster: ClusterId,
+    /// This node's number.
+    pub node: NodeId,
+    /// This node's name, as in its certificate.
+    pub name: NodeName,
+    /// The founding list, this node included; the same on every node.
+    pub members: Vec<FoundingMember>,
+    /// Who is granted the first epoch.
+    pub initial_active: NodeId,
+    /// What the cluster is founded with.
+    pub config: ClusterConfig,
+    /// How often a leader is heard.
+    pub heartbeat: Duration,
+    /// The shortest silence before a follower stands for election.
+    pub election_min: Duration,
+    /// The longest; also for how long followers stay loyal to a silent leader.
+    pub election_max: Duration,
+    /// The way to the others. It is called on consensus' own runtime.
+    pub channel: ChannelTo,
+}
+
+/// Why consensus cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsensusError {
+    /// The options contradict themselves.
+    #[error("start consensus: {0}")]
+    Options(String),
+    /// The log cannot be used.
+    #[error("start consensus: the log is not usable")]
+    Store(#[from] StoreError),
+    /// The snapshot cannot be used.
+    #[error("start consensus: the state is not usable")]
+    StateMachine(#[from] StateMachineError),
+    /// No threads.
+    #[error("start consensus: create its runtime")]
+    Runtime(#[source] std::io::Error),
+    /// openraft does not start.
+    #[error("start consensus: {0}")]
+    Raft(String),
+}
+
+/// Why a command was not answered with an outcome.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Nobody leads; the command was certainly not appended.
+    #[error("propose command: no leader within the time allowed")]
+    NoLeader,
+    /// The leader was not reached or refused; the command was certainly not appended.
+    #[error("propose command: not sent: {0}")]
+    NotSent(String),
+    /// It may have been appended, and may yet be applied.
+    #[error("propose command: outcome unknown: {0}")]
+    Unknown(String),
+}
+
+/// How much log is kept here, by index; for status and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogRange {
+    /// Everything up to here is only in the snapshot.
+    pub purged: Option<u64>,
+    /// What the snapshot contains.
+    pub snapshot: Option<u64>,
+    /// What the state contains.
+    pub applied: Option<u64>,
+    /// The last entry.
+    pub last: Option<u64>,
+}
+
+/// A running member of the consensus. Clones are handles of the same.
+#[derive(Clone)]
+pub struct Consensus(Arc<Inner>);
+
+struct Inner {
+    raft: RaftHandle,
+    peers: Arc<Peers>,
+    identity: StoredIdentity,
+    admitted: Arc<AtomicBool>,
+    leadership: watch::Receiver<Leadership>,
+    founding: watch::Receiver<FoundingStatus>,
+    fatal: watch::Receiver<Option<String>>,
+    tasks: Vec<tokio::task::AbortHandle>,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A runtime must not be dropped where it may not block; this one is told to end instead.
+        let runtime = self.runtime.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn raft_config(options: &ConsensusOptions) -> Result<Config, ConsensusError> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let config = Config {
+        cluster_name: options.cluster.to_string(),
+        heartbeat_interval: millis(options.heartbeat),
+        election_timeout_min: millis(options.election_min),
+        election_timeout_max: millis(options.election_max),
+        enable_pre_vote: Some(true),
+        // A restarted leader stands for election like everybody else: what it had committed last is
+        // known only to the others.
+        enable_leader_restore: Some(false),
+        install_snapshot_timeout: 10_000,
+        max_payload_entries: 256,
+        replication_lag_threshold: 4000,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(2000),
+        max_in_snapshot_log_to_keep: 500,
+        purge_batch_size: 64,
+        backoff: "50ms 100ms 200ms ...500ms".to_owned(),
+        ..Config::default()
+    };
+    config.validate().map_err(|error| ConsensusError::Options(error.to_string()))
+}
+
+fn check_members(options: &ConsensusOptions) -> Result<(), ConsensusError> {
+    let bad = |why: String| Err(ConsensusError::Options(why));
+    let ids: std::collections::BTreeSet<_> = options.members.iter().map(|m| m.id).collect();
+    let names: std::collections::BTreeSet<_> = options.members.iter().map(|m| &m.name).collect();
+    if ids.len() != options.members.len() || names.len() != options.members.len() {
+        return bad("an id or a name occurs twice in the founding list".to_owned());
+    }
+    if !options.members.iter().any(|m| m.id == options.node && m.name == options.name) {
+        return bad(format!(
+            "node {} ({}) is not in the founding list",
+            options.node, options.name
+        ));
+    }
+    Ok(())
+}
+
+impl Consensus {
+    /// Opens the storage and takes part from now on. Applied entries come in log order through the
+    /// channel, which must be read.
+    ///
+    /// # Errors
+    /// When the options or the storage are not usable, or another process uses the storage.
+    pub async fn start(
+        options: ConsensusOptions,
+    ) -> Result<(Consensus, mpsc::UnboundedReceiver<Applied>), ConsensusError> {
+        check_members(&options)?;
+        let config = Arc::new(raft_config(&options)?);
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("consensus")
+            .enable_all()
+            .build()
+            .map_err(ConsensusError::Runtime)?;
+        let handle = runtime.handle().clone();
+        let starting = handle.spawn(Parts::start(options, config, handle.clone()));
+        let started = starting.await.unwrap_or_else(|error| {
+            Err(ConsensusError::Raft(format!("the starting task failed: {error}")))
+        });
+        match started {
+            Ok((parts, applied)) => {
+                let Parts { raft, peers, identity, admitted, leadership, founding, fatal, tasks } =
+                    parts;
+                let runtime = Mutex::new(Some(runtime));
+                let inner = Inner {
+                    raft,
+                    peers,
+                    identity,
+                    admitted,
+                    leadership,
+                    founding,
+                    fatal,
+                    tasks,
+                    runtime,
+                };
+                Ok((Consensus(Arc::new(inner)), applied))
+            }
+            Err(error) => {
+                runtime.shutdown_background();
+                Err(error)
+            }
+        }
+    }
+
+    /// Has `command` applied, here or at the leader, and gives its log index and outcome. Dropping
+    /// the future leaves open whether it is.
+    ///
+    /// # Errors
+    /// Every one says whether the command can still take effect.
+    pub async fn propose(
+        &self,
+        command: Command,
+        timeout: Duration,
+    ) -> Result<(u64, Outcome), ProposeError> {
+        let command = encode_command(&command);
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let refused = match self.try_propose(command.clone(), left).await {
+                Err(ProposeError::Unknown(why)) => return Err(ProposeError::Unknown(why)),
+                Err(error) => error,
+                Ok((index, outcome)) => {
+                    let outcome = decode_outcome(&outcome)
+                        .map_err(|error| ProposeError::Unknown(format!("applied, but {error}")))?;
+                    return Ok((index, outcome));
+                }
+            };
+            if Instant::now() + RETRY_EVERY >= deadline {
+                return Err(refused);
+            }
+            tokio::time::sleep(RETRY_EVERY).await;
+        }
+    }
+
+    async fn try_propose(
+        &self,
+        command: Vec<u8>,
+        left: Duration,
+    ) -> Result<(u64, Vec<u8>), ProposeError> {
+        use v1::propose_response::Result as Answer;
+        let Some(leader) = self.leader() else { return Err(ProposeError::NoLeader) };
+        if leader == self.0.peers.node {
+            return match write(&self.0.raft, command, left).await {
+                Write::Applied { index, outcome } => Ok((index, outcome)),
+                Write::NotLeader(_) => Err(ProposeError::NoLeader),
+                Write::Unknown(why) => Err(ProposeError::Unknown(why)),
+            };
+        }
+        let mut client = self.client(leader)?;
+        let mut request = Request::new(v1::ProposeRequest { command });
+        request.set_timeout(left);
+        let answer = match tokio::time::timeout(left, client.propose(request)).await {
+            Err(_) => {
+                let why = format!("node {leader} did not answer within {left:?}");
+                return Err(ProposeError::Unknown(why));
+            }
+            Ok(Err(status)) => return Err(propose_error(&status)),
+            Ok(Ok(answer)) => answer.into_inner(),
+        };
+        match answer.result {
+            Some(Answer::Applied(applied)) => Ok((applied.index, applied.outcome)),
+            Some(Answer::NotLeader(_)) => Err(ProposeError::NoLeader),
+            None => Err(ProposeError::Unknown("the leader's answer is empty".to_owned())),
+        }
+    }
+
+    /// A linearizable read: when it returns, everything that was acknowledged anywhere before the
+    /// call is applied to this node's state. Gives the log index of that moment.
+    ///
+    /// # Errors
+    /// When no majority confirmed a leader in time; never `Unknown`.
+    pub async fn read_index(&self, timeout: Duration) -> Result<u64, ProposeError> {
+        let reading = async {
+            loop {
+                if let Ok(index) = self.try_read_index().await {
+                    return index;
+                }
+                tokio::time::sleep(RETRY_EVERY).await;
+            }
+        };
+        let reading = async {
+            let index = reading.await;
+            self.applied_to(index).await.map(|()| index)
+        };
+        tokio::time::timeout(timeout, reading).await.unwrap_or(Err(ProposeError::NoLeader))
+    }
+
+    async fn try_read_index(&self) -> Result<u64, ProposeError> {
+        use v1::read_index_response::Result as Answer;
+        let leader = self.leader().ok_or(ProposeError::NoLeader)?;
+        if leader == self.0.peers.node {
+            return read_index(&self.0.raft).await.map_err(|_| ProposeError::NoLeader);
+        }
+        let mut client = self.client(leader)?;
+        let answer = client.read_index(v1::ReadIndexRequest {}).await;
+        match answer.map_err(|status| propose_error(&status))?.into_inner().result {
+            Some(Answer::Index(index)) => Ok(index),
+            Some(Answer::NotLeader(_)) | None => Err(ProposeError::NoLeader),
+        }
+    }
+
+    async fn applied_to(&self, index: u64) -> Result<(), ProposeError> {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            if metrics.borrow_and_update().last_applied.is_some_and(|id| id.index >= index) {
+                return Ok(());
+            }
+            if metrics.changed().await.is_err() {
+                return Err(ProposeError::NotSent("consensus has stopped".to_owned()));
+            }
+        }
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        self.0.raft.metrics().borrow_watched().current_leader.map(NodeId)
+    }
+
+    fn client(&self, node: NodeId) -> Result<PeerClient<tonic::transport::Channel>, ProposeError> {
+        // The channel's connection belongs to consensus' runtime, whoever asks first.
+        let runtime = self.0.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        let runtime = runtime
+            .as_ref()
+            .ok_or_else(|| ProposeError::NotSent("consensus has stopped".to_owned()))?;
+        let _entered = runtime.enter();
+        (self.0.peers.channel)(node)
+            .map(PeerClient::new)
+            .ok_or_else(|| ProposeError::NotSent(format!("node {node} has no address")))
+    }
+
+    /// Who leads, and whether a majority is in reach.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.0.leadership.clone()
+    }
+
+    /// The state as applied here.
+    pub fn state(&self) -> watch::Receiver<Arc<ClusterState>> {
+        self.0.peers.state.clone()
+    }
+
+    /// How far the founding is.
+    pub fn founding(&self) -> watch::Receiver<FoundingStatus> {
+        self.0.founding.clone()
+    }
+
+    /// How much log is kept here.
+    pub fn log_range(&self) -> LogRange {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        LogRange {
+            purged: metrics.purged.map(|id| id.index),
+            snapshot: metrics.snapshot.map(|id| id.index),
+            applied: metrics.last_applied.map(|id| id.index),
+            last: metrics.last_log_index,
+        }
+    }
+
+    /// Whose storage this is.
+    pub fn identity(&self) -> StoredIdentity {
+        self.0.identity.clone()
+    }
+
+    /// The storage's own identity.
+    pub fn incarnation(&self) -> Incarnation {
+        self.0.peers.incarnation
+    }
+
+    /// Which start of this node's daemon this is.
+    pub fn process_start(&self) -> ProcessStart {
+        ProcessStart(self.0.identity.process_start)
+    }
+
+    /// What answers the other nodes.
+    pub fn server(&self) -> PeerServer {
+        PeerServer {
+            raft: self.0.raft.clone(),
+            peers: Arc::clone(&self.0.peers),
+            admitted: Arc::clone(&self.0.admitted),
+        }
+    }
+
+    /// Set once consensus has stopped for a reason that a restart must answer: the daemon must stop.
+    pub fn fatal(&self) -> watch::Receiver<Option<String>> {
+        self.0.fatal.clone()
+    }
+
+    /// Stops taking part. The storage is closed when the last handle is gone.
+    pub async fn shutdown(&self) {
+        for task in &self.0.tasks {
+            task.abort();
+        }
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::warn!(%error, "consensus did not stop cleanly");
+        }
+        let runtime = self.0.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
+            let stopping =
+                tokio::task::spawn_blocking(move || runtime.shutdown_timeout(STOP_WITHIN));
+            if let Err(error) = stopping.await {
+                tracing::warn!(%error, "consensus' runtime did not stop cleanly");
+            }
+        }
+    }
+}
+
+/// Whether a failed call can have reached the leader's log.
+fn propose_error(status: &Status) -> ProposeError {
+    let why = status.message().to_owned();
+    let refused = matches!(
+        status.code(),
+        Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::FailedPrecondition
+            | Code::AlreadyExists
+            | Code::Unimplemented
+    );
+    if refused || never_connected(status) {
+        ProposeError::NotSent(why)
+    } else {
+        ProposeError::Unknown(why)
+    }
+}
+
+/// tonic says so only in the chain of causes.
+fn never_connected(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// What is made on consensus' own runtime.
+struct Parts {
+    raft: RaftHandle,
+    peers: Arc<Peers>,
+    identity: StoredIdentity,
+    admitted: Arc<AtomicBool>,
+    leadership: watch::Receiver<Leadership>,
+    founding: watch::Receiver<FoundingStatus>,
+    fatal: watch::Receiver<Option<String>>,
+    tasks: Vec<tokio::task::AbortHandle>,
+}
+
+impl Parts {
+    async fn start(
+        options: ConsensusOptions,
+        config: Arc<Config>,
+        handle: Handle,
+    ) -> Result<(Parts, mpsc::UnboundedReceiver<Applied>), ConsensusError> {
+        let ConsensusOptions { data_dir, cluster, node, name, members, channel, .. } = options;
+        let store_options =
+            StoreOptions { cluster: cluster.0, node_id: node.0, name: name.to_string() };
+        let mut store = LogStore::open(&data_dir, &store_options)?;
+        let (machine, applied) = StateMachine::open(&data_dir)?;
+        let log = store.get_log_state().await;
+        let log = log.map_err(|error| ConsensusError::Raft(error.to_string()))?;
+        machine.check_log(log.last_purged_log_id.as_ref())?;
+        let identity = store.identity().clone();
+        let state = machine.state();
+        let incarnation = Incarnation(identity.incarnation);
+        let peers =
+            Arc::new(Peers::new((cluster, node, name), incarnation, &members, channel, state));
+        let admitted = Arc::new(AtomicBool::new(!store.was_empty()));
+
+        let network = Network { peers: Arc::clone(&peers) };
+        let raft = RaftHandle::new(node.0, config, network, store, machine)
+            .await
+            .map_err(|error| ConsensusError::Raft(error.to_string()))?;
+
+        let (leadership_sender, leadership) = watch::channel(Leadership::default());
+        let (fatal_sender, fatal) = watch::channel(None);
+        let recent = options.election_max * 2;
+        let watching = leadership::watch(
+            raft.clone(),
+            Arc::clone(&peers),
+            recent,
+            leadership_sender,
+            fatal_sender,
+        );
+        let waiting = FoundingStatus::Waiting { r#for: Vec::new() };
+        let (status, founding) = watch::channel(waiting);
+        let work = Founding {
+            raft: raft.clone(),
+            peers: Arc::clone(&peers),
+            admitted: Arc::clone(&admitted),
+            leadership: leadership.clone(),
+            config: options.config,
+            initial_active: options.initial_active,
+            status,
+        };
+        let tasks =
+            vec![handle.spawn(watching).abort_handle(), handle.spawn(work.run()).abort_handle()];
+        let parts = Parts { raft, peers, identity, admitted, leadership, founding, fatal, tasks };
+        Ok((parts, applied))
+    }
+}

@@ -1,0 +1,31 @@
+//! Consensus: the replicated log and state of a cluster, on openraft.
+//!
+//! The log is durable before anything is answered (`store`), entries are applied by
+//! `understudy_core` alone (`state_machine`), nodes speak over the `Peer` service (`network`,
+//! `server`), and a cluster is founded by all of its members or not at all (`founding`). The daemon
+//! sees [`Consensus`]. This crate must not decide about the cluster: who may be active is
+//! `understudy_core`'s, and nothing here is a lease.
+
+mod codec;
+mod consensus;
+mod founding;
+mod leadership;
+mod network;
+mod peers;
+mod raft_types;
+mod server;
+mod state_machine;
+mod store;
+
+pub use codec::{CodecError, decode_command, decode_outcome, encode_command, encode_outcome};
+pub use consensus::{Consensus, ConsensusError, ConsensusOptions, LogRange, ProposeError};
+pub use founding::FoundingStatus;
+pub use leadership::Leadership;
+pub use peers::{ChannelTo, FoundingMember};
+pub use raft_types::{LogCommand, LogReply, RaftTypes};
+pub use server::PeerServer;
+pub use state_machine::{Applied, StateMachine, StateMachineError};
+pub use store::{LogStore, StoreError, StoreOptions, StoredIdentity};
+
+/// openraft as this crate uses it.
+pub(crate) type RaftHandle = openraft::Raft<RaftTypes, StateMachine>;

@@ -1,0 +1,201 @@
+//! openraft's messages to other nodes, over the `Peer` service.
+//!
+//! Every answer is checked for coming from the storage that the cluster was founded with before
+//! openraft may count it. Nothing is retried here; openraft does that, with its own backoff.
+
+use std::future::Future;
+use std::io::Cursor;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use openraft::BasicNode;
+use openraft::RPCTypes;
+use openraft::alias::{SnapshotOf, VoteOf};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tonic::{Code, Request, Response, Status};
+use understudy_proto::v1::peer_client::PeerClient;
+use understudy_proto::v1::{RaftMessage, SnapshotPart};
+use understudy_types::NodeId;
+
+use crate::RaftTypes;
+use crate::peers::Peers;
+
+/// A snapshot travels in parts of this size.
+const PART_BYTES: usize = 1 << 20;
+
+/// Entries may take this long, whatever the heartbeat interval is: an fsync on a slow disk behind a
+/// long line is no reason to send them again. Nobody else waits meanwhile.
+const ENTRIES_TTL_MIN: Duration = Duration::from_secs(1);
+
+/// Makes the links.
+pub(crate) struct Network {
+    pub(crate) peers: Arc<Peers>,
+}
+
+impl RaftNetworkFactory<RaftTypes> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, _node: &BasicNode) -> Link {
+        Link { peers: Arc::clone(&self.peers), target: NodeId(target) }
+    }
+}
+
+/// The way to one node.
+pub(crate) struct Link {
+    peers: Arc<Peers>,
+    target: NodeId,
+}
+
+type CallError = RPCError<RaftTypes>;
+
+fn unreachable(why: impl ToString) -> CallError {
+    RPCError::Unreachable(Unreachable::from_string(why))
+}
+
+impl Link {
+    fn client(&self) -> Result<PeerClient<tonic::transport::Channel>, CallError> {
+        (self.peers.channel)(self.target)
+            .map(PeerClient::new)
+            .ok_or_else(|| unreachable(format!("node {} has no address", self.target)))
+    }
+
+    fn timeout(&self, action: RPCTypes, timeout: Duration) -> CallError {
+        let (id, target) = (self.peers.node.0, self.target.0);
+        RPCError::Timeout(Timeout { action, id, target, timeout })
+    }
+
+    /// One call within `ttl`, which begins with the first byte and so covers connecting too.
+    async fn call<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        action: RPCTypes,
+        ttl: Duration,
+        message: &Q,
+        send: impl AsyncFnOnce(
+            PeerClient<tonic::transport::Channel>,
+            Request<RaftMessage>,
+        ) -> Result<Response<RaftMessage>, Status>,
+    ) -> Result<A, CallError> {
+        let client = self.client()?;
+        let payload = encode(message)?;
+        let mut request = Request::new(self.peers.envelope(self.target, payload));
+        request.set_timeout(ttl);
+        match tokio::time::timeout(ttl, send(client, request)).await {
+            Err(_) => Err(self.timeout(action, ttl)),
+            Ok(answer) => self.read(answer),
+        }
+    }
+
+    fn read<A: DeserializeOwned>(
+        &self,
+        answer: Result<Response<RaftMessage>, Status>,
+    ) -> Result<A, CallError> {
+        let answer = match answer {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => {
+                if status.code() != Code::Unavailable {
+                    let reason = status.message();
+                    tracing::debug!(node = %self.target, reason, "consensus message refused");
+                }
+                return Err(unreachable(status));
+            }
+        };
+        if let Err(reason) = self.peers.check_answer(self.target, &answer) {
+            tracing::warn!(node = %self.target, reason, "consensus answer refused");
+            return Err(unreachable(reason));
+        }
+        serde_json::from_slice(&answer.payload)
+            .map_err(|error| RPCError::Network(NetworkError::new(&error)))
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CallError> {
+    serde_json::to_vec(value).map_err(|error| RPCError::Network(NetworkError::new(&error)))
+}
+
+impl RaftNetworkV2<RaftTypes> for Link {
+    type SnapshotData = Cursor<Vec<u8>>;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<RaftTypes>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<RaftTypes>, CallError> {
+        let ttl = if rpc.entries.is_empty() {
+            option.soft_ttl()
+        } else {
+            option.soft_ttl().max(ENTRIES_TTL_MIN)
+        };
+        self.call(RPCTypes::AppendEntries, ttl, &rpc, async |mut client, request| {
+            client.append_entries(request).await
+        })
+        .await
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<RaftTypes>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<RaftTypes>, CallError> {
+        self.call(RPCTypes::Vote, option.soft_ttl(), &rpc, async |mut client, request| {
+            client.vote(request).await
+        })
+        .await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<RaftTypes>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<RaftTypes>, CallError> {
+        self.call(RPCTypes::Vote, option.soft_ttl(), &rpc, async |mut client, request| {
+            client.pre_vote(request).await
+        })
+        .await
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<RaftTypes>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<RaftTypes>, CallError> {
+        self.call(RPCTypes::TransferLeader, option.soft_ttl(), &req, async |mut client, request| {
+            client.transfer_leader(request).await
+        })
+        .await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: VoteOf<RaftTypes>,
+        snapshot: SnapshotOf<RaftTypes, Cursor<Vec<u8>>>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<RaftTypes>, StreamingError<RaftTypes>> {
+        let mut client = self.client()?;
+        let header = self.peers.envelope(self.target, encode(&(&vote, &snapshot.meta))?);
+        let first = SnapshotPart { header: Some(header), data: Vec::new() };
+        let data = bytes::Bytes::from(snapshot.snapshot.into_inner());
+        let parts = (0..data.len()).step_by(PART_BYTES).map(move |at| {
+            let end = data.len().min(at + PART_BYTES);
+            SnapshotPart { header: None, data: data[at..end].to_vec() }
+        });
+        let parts = futures::stream::once(async { first }).chain(futures::stream::iter(parts));
+        let ttl = option.soft_ttl();
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            answer = tokio::time::timeout(ttl, client.install_snapshot(parts)) => match answer {
+                Err(_) => Err(self.timeout(RPCTypes::InstallSnapshot, ttl).into()),
+                Ok(answer) => Ok(self.read(answer)?),
+            },
+        }
+    }
+}

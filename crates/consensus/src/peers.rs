@@ -1,0 +1,254 @@
+//! Who may speak in consensus: the founding list, and which storage answers to which number.
+//!
+//! A node that lost its storage has forgotten its votes; if it passed for the one it was, two
+//! leaders could win one term. So every message carries the incarnation of its sender's storage, and
+//! both sides compare it with the one that the cluster was founded with. This file decides who is
+//! believed; it must not talk to anybody.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::transport::Channel;
+use understudy_core::state::ClusterState;
+use understudy_proto::v1;
+use understudy_types::{ClusterId, Incarnation, NodeId, NodeKind, NodeName, SiteName};
+
+/// Grows when a message changes in a way that an older program would misread.
+pub(crate) const PROTOCOL_VERSION: u32 = 1;
+
+/// Gives the channel to a node, `None` when it has no address. It must not block, and should always
+/// give the same lazily connecting channel, kept apart from bulk data.
+pub type ChannelTo = Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync>;
+
+/// One line of the founding list, the same in every node's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundingMember {
+    /// Its number in consensus.
+    pub id: NodeId,
+    /// Its name, as in its certificate.
+    pub name: NodeName,
+    /// Where it is.
+    pub site: SiteName,
+    /// What it can be.
+    pub kind: NodeKind,
+    /// host:port of its gRPC door.
+    pub address: String,
+}
+
+impl From<&FoundingMember> for v1::FoundingMember {
+    fn from(member: &FoundingMember) -> v1::FoundingMember {
+        v1::FoundingMember {
+            node_id: member.id.0,
+            name: member.name.to_string(),
+            address: member.address.clone(),
+            witness: member.kind == NodeKind::Witness,
+            site: member.site.to_string(),
+        }
+    }
+}
+
+/// What this node knows of itself and of the others.
+pub(crate) struct Peers {
+    pub(crate) cluster: ClusterId,
+    pub(crate) node: NodeId,
+    pub(crate) name: NodeName,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) members: BTreeMap<NodeId, FoundingMember>,
+    pub(crate) channel: ChannelTo,
+    pub(crate) state: watch::Receiver<Arc<ClusterState>>,
+    /// Incarnations heard before the founding was applied; in memory only.
+    remembered: Mutex<BTreeMap<NodeId, Incarnation>>,
+    heard: Mutex<Option<Instant>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The values are replaced as a whole, so a panic elsewhere cannot leave half of one.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Peers {
+    pub(crate) fn new(
+        (cluster, node, name): (ClusterId, NodeId, NodeName),
+        incarnation: Incarnation,
+        members: &[FoundingMember],
+        channel: ChannelTo,
+        state: watch::Receiver<Arc<ClusterState>>,
+    ) -> Peers {
+        Peers {
+            cluster,
+            node,
+            name,
+            incarnation,
+            members: members.iter().map(|member| (member.id, member.clone())).collect(),
+            channel,
+            state,
+            remembered: Mutex::new(BTreeMap::from([(node, incarnation)])),
+            heard: Mutex::new(None),
+        }
+    }
+
+    /// The storage that answers to `node`: as founded, else as first heard.
+    pub(crate) fn bound(&self, node: NodeId) -> Option<Incarnation> {
+        let founded = self.state.borrow().members.get(&node).map(|member| member.incarnation);
+        founded.or_else(|| lock(&self.remembered).get(&node).copied())
+    }
+
+    /// Notes the incarnation that `node` gave before the founding. Once this node has voted or
+    /// logged anything (`settled`), a second one for the same number is not believed any more.
+    /// Says whether `incarnation` is the one that counts.
+    pub(crate) fn remember(&self, node: NodeId, incarnation: Incarnation, settled: bool) -> bool {
+        let founded = self.state.borrow().members.get(&node).map(|member| member.incarnation);
+        if let Some(founded) = founded {
+            return founded == incarnation;
+        }
+        // A founded cluster has no room for a number that it was not founded with.
+        if self.state.borrow().identity.is_some() {
+            return false;
+        }
+        let mut remembered = lock(&self.remembered);
+        if settled {
+            return *remembered.entry(node).or_insert(incarnation) == incarnation;
+        }
+        remembered.insert(node, incarnation);
+        true
+    }
+
+    /// A message of ours to `target`.
+    pub(crate) fn envelope(&self, target: NodeId, payload: Vec<u8>) -> v1::RaftMessage {
+        v1::RaftMessage {
+            target: target.0,
+            from: self.node.0,
+            incarnation: self.incarnation.to_string(),
+            payload,
+        }
+    }
+
+    /// The configured member behind a certificate's name.
+    // A Status is what tonic's handlers must return; boxing it here would only be undone there.
+    #[allow(clippy::result_large_err)]
+    pub(crate) fn member(&self, peer: &NodeName) -> Result<NodeId, Status> {
+        self.members
+            .values()
+            .find(|member| member.name == *peer)
+            .map(|member| member.id)
+            .ok_or_else(|| {
+                Status::permission_denied(format!("node {peer} is not in the founding list"))
+            })
+    }
+
+    /// Checks that `message` is meant for this node and comes from whom it says: the certificate is
+    /// the member's, and the storage is the one the member was founded with.
+    #[allow(clippy::result_large_err)]
+    pub(crate) fn check_sender(
+        &self,
+        message: &v1::RaftMessage,
+        peer: &NodeName,
+    ) -> Result<NodeId, Status> {
+        if message.target != self.node.0 {
+            return Err(Status::failed_precondition(format!(
+                "meant for node {}, but this is node {} ({})",
+                message.target, self.node, self.name
+            )));
+        }
+        let member = self.member(peer)?;
+        if member.0 != message.from {
+            return Err(Status::permission_denied(format!(
+                "node {peer} speaks as number {}, but it is number {member}",
+                message.from
+            )));
+        }
+        let incarnation = parse_incarnation(&message.incarnation)?;
+        if self.remember(member, incarnation, true) {
+            Ok(member)
+        } else {
+            Err(wrong_storage(&self.members[&member].name, incarnation))
+        }
+    }
+
+    /// Checks that the answer to a message comes from the node that was asked. An answer of a wiped
+    /// node must count neither as a vote nor as a copy.
+    pub(crate) fn check_answer(
+        &self,
+        target: NodeId,
+        answer: &v1::RaftMessage,
+    ) -> Result<(), String> {
+        if answer.from != target.0 || answer.target != self.node.0 {
+            return Err(format!("node {target} was asked, but node {} answered", answer.from));
+        }
+        let given: Incarnation = answer
+            .incarnation
+            .parse()
+            .map_err(|_| format!("node {target} gave no incarnation of its storage"))?;
+        match self.bound(target) {
+            Some(bound) if bound != given => Err(format!(
+                "node {target} answered with storage {given}, but the cluster knows it by {bound}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A leader has just been heard and believed.
+    pub(crate) fn note_leader(&self) {
+        *lock(&self.heard) = Some(Instant::now());
+    }
+
+    /// How long ago a leader was heard.
+    pub(crate) fn leader_heard_ago(&self) -> Option<Duration> {
+        lock(&self.heard).map(|at| at.elapsed())
+    }
+
+    /// What this node says of itself. `storage_empty`: it has neither voted nor logged anything.
+    pub(crate) fn hello(&self, storage_empty: bool) -> v1::Hello {
+        let state = self.state.borrow();
+        let system_id = state.identity.and_then(|identity| identity.system_id);
+        v1::Hello {
+            protocol_version: PROTOCOL_VERSION,
+            cluster: self.cluster.to_string(),
+            node: self.name.to_string(),
+            node_id: self.node.0,
+            incarnation: self.incarnation.to_string(),
+            system_id: system_id.map_or(0, |id| id.0),
+            epoch: Some(state.epoch.into()),
+            members: self.members.values().map(v1::FoundingMember::from).collect(),
+            storage_empty,
+        }
+    }
+
+    /// Checks a hello against our own configuration; says what is different.
+    pub(crate) fn check_hello(&self, hello: &v1::Hello) -> Result<(), String> {
+        if hello.protocol_version != PROTOCOL_VERSION {
+            return Err(format!(
+                "it speaks version {} of the protocol, this node version {PROTOCOL_VERSION}",
+                hello.protocol_version
+            ));
+        }
+        if hello.cluster != self.cluster.to_string() {
+            return Err(format!("it belongs to cluster {}", hello.cluster));
+        }
+        match self.members.get(&NodeId(hello.node_id)) {
+            Some(member) if member.name.as_str() == hello.node => Ok(()),
+            _ => Err(format!(
+                "it is node {} ({}), which the founding list here does not have",
+                hello.node_id, hello.node
+            )),
+        }
+    }
+}
+
+#[allow(clippy::result_large_err)]
+pub(crate) fn parse_incarnation(text: &str) -> Result<Incarnation, Status> {
+    text.parse()
+        .map_err(|_| Status::invalid_argument(format!("{text:?} is not an incarnation (a uuid)")))
+}
+
+/// The refusal of a node that comes with another storage than it was founded with; of all refusals
+/// only this one has the code `AlreadyExists`, by which the refused node recognises it.
+pub(crate) fn wrong_storage(name: &NodeName, given: Incarnation) -> Status {
+    Status::already_exists(format!(
+        "node {name} comes with storage {given}, but the cluster knows it by another one: \
+         its raft directory was lost or replaced"
+    ))
+}

@@ -1,0 +1,402 @@
+//! The durable log: vote, entries, committed and purged positions in one redb file.
+//!
+//! Every change goes through one writer thread in the order it was asked for, and nothing is
+//! reported done before it is durable. After a failed write the thread takes no further one: what
+//! is on disk is then unknown, and a node that guesses could vote twice. It must not repair.
+
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::path::Path;
+use std::sync::Arc;
+
+use openraft::alias::{EntryOf, LogIdOf, VoteOf};
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::RaftTypes;
+
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+
+const IDENTITY: &str = "identity";
+const VOTE: &str = "vote";
+const COMMITTED: &str = "committed";
+const PURGED: &str = "purged";
+
+/// Grows when an older program would misread the file.
+const FORMAT: u32 = 1;
+/// Changes that may wait for the writer; openraft awaits nearly all of them, so few ever do.
+const QUEUE: usize = 256;
+
+/// Whose store it is to be.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// The cluster's uuid, as configured.
+    pub cluster: Uuid,
+    /// This node's number in consensus.
+    pub node_id: u64,
+    /// This node's name.
+    pub name: String,
+}
+
+/// Whose store it is, as recorded in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredIdentity {
+    /// Version of the file's layout.
+    pub format: u32,
+    /// The cluster's uuid.
+    pub cluster: Uuid,
+    /// The node's number in consensus.
+    pub node_id: u64,
+    /// The node's name.
+    pub name: String,
+    /// Random, made with the empty store: a wiped node has another one.
+    pub incarnation: Uuid,
+    /// How often the store has been opened, this time included.
+    pub process_start: u64,
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The directory or file cannot be used, or another process has it open.
+    #[error("open raft store {path}")]
+    Open {
+        /// The database file.
+        path: String,
+        /// What redb or the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Written by a program with another layout.
+    #[error("open raft store: format {found} is not the supported {FORMAT}")]
+    Format {
+        /// What the file says.
+        found: u32,
+    },
+    /// The store is another node's or another cluster's.
+    #[error(
+        "open raft store: it belongs to node {} ({}) of cluster {}",
+        found.node_id, found.name, found.cluster
+    )]
+    Identity {
+        /// What the file says.
+        found: Box<StoredIdentity>,
+    },
+    /// The contents contradict themselves; going on could break a promise made before (I19).
+    #[error("open raft store: {0}")]
+    Inconsistent(&'static str),
+}
+
+enum Change {
+    Vote(Vec<u8>),
+    Committed(Vec<u8>),
+    Append(Vec<(u64, Vec<u8>)>),
+    /// Removes this index and everything above.
+    TruncateFrom(u64),
+    /// Removes this index and everything below; the bytes are the log id.
+    Purge(u64, Vec<u8>),
+}
+
+type Job = (Change, oneshot::Sender<io::Result<()>>);
+
+/// Handle of the open store. Clones share the file; it closes with the last of them.
+#[derive(Clone)]
+pub struct LogStore {
+    db: Arc<Database>,
+    jobs: mpsc::Sender<Job>,
+    identity: Arc<StoredIdentity>,
+    empty: bool,
+}
+
+impl LogStore {
+    /// Opens or creates `<dir>/raft.redb` and counts this process start durably. redb's file lock
+    /// keeps a second daemon out.
+    pub fn open(dir: &Path, options: &StoreOptions) -> Result<LogStore, StoreError> {
+        let path = dir.join("raft.redb");
+        let failed =
+            |source: io::Error| StoreError::Open { path: path.display().to_string(), source };
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        let db = Database::create(&path).map_err(|e| failed(io::Error::other(e)))?;
+        let stored = create_tables(&db).map_err(failed)?;
+        let empty = check_contents(&db, stored.is_some())
+            .map_err(failed)?
+            .map_err(StoreError::Inconsistent)?;
+        let identity = next_identity(stored, options)?;
+        write_identity(&db, &identity).map_err(failed)?;
+        // The new file's name must survive a crash too, or the node would come back blank.
+        std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(failed)?;
+
+        let db = Arc::new(db);
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let writer = Arc::clone(&db);
+        std::thread::Builder::new()
+            .name("raft-store".into())
+            .spawn(move || write_loop(&writer, queue))
+            .map_err(failed)?;
+        Ok(LogStore { db, jobs, identity: Arc::new(identity), empty })
+    }
+
+    /// Whose store this is.
+    pub fn identity(&self) -> &StoredIdentity {
+        &self.identity
+    }
+
+    /// Neither vote nor log was there when it was opened: only such a node may found a cluster.
+    pub fn was_empty(&self) -> bool {
+        self.empty
+    }
+
+    async fn change(&self, change: Change) -> io::Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.jobs.send((change, done)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    fn meta<T: DeserializeOwned>(&self, key: &str) -> io::Result<Option<T>> {
+        read_meta(&self.db, key)
+    }
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("the raft store's writer has stopped after a failure")
+}
+
+fn other(error: impl Into<redb::Error>) -> io::Error {
+    io::Error::other(error.into())
+}
+
+fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(io::Error::other)
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+fn read_meta<T: DeserializeOwned>(db: &Database, key: &str) -> io::Result<Option<T>> {
+    let tx = db.begin_read().map_err(other)?;
+    let table = tx.open_table(META).map_err(other)?;
+    table.get(key).map_err(other)?.map(|value| decode(value.value())).transpose()
+}
+
+fn create_tables(db: &Database) -> io::Result<Option<StoredIdentity>> {
+    let tx = db.begin_write().map_err(other)?;
+    tx.open_table(META).map_err(other)?;
+    tx.open_table(LOG).map_err(other)?;
+    tx.commit().map_err(other)?;
+    read_meta(db, IDENTITY)
+}
+
+/// Says whether neither vote nor log is there, or what contradicts itself.
+fn check_contents(db: &Database, has_identity: bool) -> io::Result<Result<bool, &'static str>> {
+    let vote: Option<VoteOf<RaftTypes>> = read_meta(db, VOTE)?;
+    let purged: Option<LogIdOf<RaftTypes>> = read_meta(db, PURGED)?;
+    let tx = db.begin_read().map_err(other)?;
+    let log = tx.open_table(LOG).map_err(other)?;
+    let first = log.first().map_err(other)?.map(|(key, _)| key.value());
+    let last = log.last().map_err(other)?.map(|(key, _)| key.value());
+    let has_log = first.is_some() || purged.is_some();
+    if vote.is_none() && has_log {
+        return Ok(Err("there is a log but no vote"));
+    }
+    if (vote.is_some() || has_log) && !has_identity {
+        return Ok(Err("there are votes or entries but no identity"));
+    }
+    if let (Some(first), Some(last)) = (first, last) {
+        if log.len().map_err(other)? != last - first + 1 {
+            return Ok(Err("the log has a gap"));
+        }
+        if first != purged.map_or(0, |id| id.index + 1) {
+            return Ok(Err("the log does not begin where it was purged"));
+        }
+    }
+    Ok(Ok(vote.is_none() && !has_log))
+}
+
+fn next_identity(
+    stored: Option<StoredIdentity>,
+    options: &StoreOptions,
+) -> Result<StoredIdentity, StoreError> {
+    let Some(mut found) = stored else {
+        return Ok(StoredIdentity {
+            format: FORMAT,
+            cluster: options.cluster,
+            node_id: options.node_id,
+            name: options.name.clone(),
+            incarnation: Uuid::new_v4(),
+            process_start: 1,
+        });
+    };
+    if found.format != FORMAT {
+        return Err(StoreError::Format { found: found.format });
+    }
+    if (found.cluster, found.node_id, &found.name)
+        != (options.cluster, options.node_id, &options.name)
+    {
+        return Err(StoreError::Identity { found: Box::new(found) });
+    }
+    found.process_start += 1;
+    Ok(found)
+}
+
+fn write_identity(db: &Database, identity: &StoredIdentity) -> io::Result<()> {
+    let tx = db.begin_write().map_err(other)?;
+    tx.open_table(META)
+        .map_err(other)?
+        .insert(IDENTITY, encode(identity)?.as_slice())
+        .map_err(other)?;
+    tx.commit().map_err(other)
+}
+
+fn write_loop(db: &Database, mut queue: mpsc::Receiver<Job>) {
+    while let Some((change, done)) = queue.blocking_recv() {
+        let result = write(db, change);
+        let failed = result.is_err();
+        if let Err(error) = &result {
+            tracing::error!(%error, "raft store write failed; it takes no further one");
+        }
+        // The asker may have gone; the change stands all the same.
+        let _ = done.send(result);
+        if failed {
+            return;
+        }
+    }
+}
+
+fn write(db: &Database, change: Change) -> io::Result<()> {
+    let mut tx = db.begin_write().map_err(other)?;
+    // A lost committed position costs a little replay only; everything else must be on disk.
+    let durability = if matches!(change, Change::Committed(_)) {
+        Durability::None
+    } else {
+        Durability::Immediate
+    };
+    tx.set_durability(durability).map_err(other)?;
+    {
+        let mut meta = tx.open_table(META).map_err(other)?;
+        let mut log = tx.open_table(LOG).map_err(other)?;
+        match change {
+            Change::Vote(bytes) => drop(meta.insert(VOTE, bytes.as_slice()).map_err(other)?),
+            Change::Committed(bytes) => {
+                drop(meta.insert(COMMITTED, bytes.as_slice()).map_err(other)?)
+            }
+            Change::TruncateFrom(index) => log.retain_in(index.., |_, _| false).map_err(other)?,
+            Change::Purge(index, bytes) => {
+                log.retain_in(..=index, |_, _| false).map_err(other)?;
+                meta.insert(PURGED, bytes.as_slice()).map_err(other)?;
+            }
+            Change::Append(entries) => {
+                let purged = meta.get(PURGED).map_err(other)?;
+                let purged: Option<LogIdOf<RaftTypes>> =
+                    purged.map(|bytes| decode(bytes.value())).transpose()?;
+                // An installed snapshot empties a log that ends below it; the next entry then
+                // follows the snapshot.
+                let mut last = log.last().map_err(other)?.map(|(key, _)| key.value());
+                last = last.max(purged.map(|id| id.index));
+                for (index, bytes) in entries {
+                    if last.is_some_and(|last| index != last + 1) {
+                        return Err(io::Error::other(
+                            "append entry: it does not follow the last one",
+                        ));
+                    }
+                    log.insert(index, bytes.as_slice()).map_err(other)?;
+                    last = Some(index);
+                }
+            }
+        }
+    }
+    tx.commit().map_err(other)
+}
+
+impl RaftLogReader<RaftTypes> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + std::fmt::Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<EntryOf<RaftTypes>>, io::Error> {
+        let bounds: (Bound<u64>, Bound<u64>) =
+            (range.start_bound().cloned(), range.end_bound().cloned());
+        let tx = self.db.begin_read().map_err(other)?;
+        let log = tx.open_table(LOG).map_err(other)?;
+        let mut entries = Vec::new();
+        for row in log.range::<u64>(bounds).map_err(other)? {
+            entries.push(decode(row.map_err(other)?.1.value())?);
+        }
+        Ok(entries)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<VoteOf<RaftTypes>>, io::Error> {
+        self.meta(VOTE)
+    }
+}
+
+impl RaftLogStorage<RaftTypes> for LogStore {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> Result<LogState<RaftTypes>, io::Error> {
+        let last_purged_log_id: Option<LogIdOf<RaftTypes>> = self.meta(PURGED)?;
+        let tx = self.db.begin_read().map_err(other)?;
+        let log = tx.open_table(LOG).map_err(other)?;
+        let last = match log.last().map_err(other)? {
+            Some((_, value)) => Some(decode::<EntryOf<RaftTypes>>(value.value())?.log_id()),
+            None => last_purged_log_id,
+        };
+        Ok(LogState { last_purged_log_id, last_log_id: last })
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &VoteOf<RaftTypes>) -> Result<(), io::Error> {
+        self.change(Change::Vote(encode(vote)?)).await
+    }
+
+    async fn save_committed(
+        &mut self,
+        committed: Option<LogIdOf<RaftTypes>>,
+    ) -> Result<(), io::Error> {
+        self.change(Change::Committed(encode(&committed)?)).await
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogIdOf<RaftTypes>>, io::Error> {
+        Ok(self.meta::<Option<LogIdOf<RaftTypes>>>(COMMITTED)?.flatten())
+    }
+
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: IOFlushed<RaftTypes>,
+    ) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = EntryOf<RaftTypes>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let rows: io::Result<Vec<(u64, Vec<u8>)>> =
+            entries.into_iter().map(|entry| Ok((entry.log_id().index, encode(&entry)?))).collect();
+        self.change(Change::Append(rows?)).await?;
+        callback.io_completed(Ok(()));
+        Ok(())
+    }
+
+    async fn truncate_after(
+        &mut self,
+        last_log_id: Option<LogIdOf<RaftTypes>>,
+    ) -> Result<(), io::Error> {
+        self.change(Change::TruncateFrom(last_log_id.map_or(0, |id| id.index + 1))).await
+    }
+
+    async fn purge(&mut self, log_id: LogIdOf<RaftTypes>) -> Result<(), io::Error> {
+        self.change(Change::Purge(log_id.index, encode(&log_id)?)).await
+    }
+}
+
+#[cfg(test)]
+mod tests;
