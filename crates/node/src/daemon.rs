@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -128,14 +128,14 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
         Some(postgres) => Some(prepare_postgres(&config, postgres).await?),
         None => None,
     };
-    let consensus_channels = channels(&config, &identity, &ChannelOptions::consensus())?;
+    let report_channels = channels(&config, &identity, &ChannelOptions::consensus())?;
     let bulk_channels = channels(&config, &identity, &ChannelOptions::bulk())?;
     let finder = |channels: BTreeMap<NodeId, Channel>| {
         Arc::new(move |node: NodeId| channels.get(&node).cloned())
             as Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync>
     };
     let (consensus, applied) =
-        Consensus::start(consensus_options(&config, finder(consensus_channels.clone())))
+        Consensus::start(consensus_options(&config, consensus_finder(&config, &identity)))
             .await
             .map_err(part("start the consensus"))?;
     let (sender, events) = mpsc::unbounded_channel();
@@ -198,7 +198,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
     if let Some(hands) = hands.clone() {
         tokio::spawn(forward_source(hands, cell.clone(), sender.clone()));
     }
-    for (peer, channel) in consensus_channels {
+    for (peer, channel) in report_channels {
         tokio::spawn(reports::exchange(board.clone(), config.id, peer, channel));
     }
     spawn_driver(driver)?;
@@ -380,6 +380,30 @@ fn channels(
                 .map_err(part("prepare a channel to a peer"))
         })
         .collect()
+}
+
+/// Channels of the consensus' own, made when they are first asked for: then their work is done on its
+/// runtime, and nothing on the main one can hold up a heartbeat.
+fn consensus_finder(
+    config: &NodeConfig,
+    identity: &TlsIdentity,
+) -> Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync> {
+    let members: BTreeMap<NodeId, crate::config::Member> =
+        config.peers().map(|peer| (peer.id, peer.clone())).collect();
+    let identity = identity.clone();
+    let made: Mutex<BTreeMap<NodeId, Channel>> = Mutex::default();
+    Arc::new(move |node| {
+        let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = made.get(&node) {
+            return Some(channel.clone());
+        }
+        let peer = members.get(&node)?;
+        let options = ChannelOptions::consensus();
+        let channel =
+            understudy_transport::connect(&peer.address, &peer.name, &identity, &options).ok()?;
+        made.insert(node, channel.clone());
+        Some(channel)
+    })
 }
 
 fn consensus_options(

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod http;
 pub mod metrics;
 pub mod status;
+pub mod wal_get;
 
 mod clock;
 mod doors;

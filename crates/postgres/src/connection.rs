@@ -34,10 +34,9 @@ pub(crate) async fn open_as(
         .disable_statement_logging();
     match tokio::time::timeout(patience, options.connect()).await {
         Ok(Ok(session)) => Ok(session),
-        Ok(Err(source)) => Err(Error::Connect {
-            socket_dir: socket_dir.to_owned(),
-            source: Box::new(source),
-        }),
+        Ok(Err(source)) => {
+            Err(Error::Connect { socket_dir: socket_dir.to_owned(), source: Box::new(source) })
+        }
         Err(_) => Err(Error::Timeout { what: "a connection", waited: patience }),
     }
 }

@@ -20,9 +20,7 @@ pub use identity::{
     SiteName, SystemId,
 };
 pub use lsn::{Lsn, ParseLsnError};
-pub use permit::{
-    Admission, Permit, PermitSerial, ReceiverPosition, SealedEnd, SourcePositions,
-};
+pub use permit::{Admission, Permit, PermitSerial, ReceiverPosition, SealedEnd, SourcePositions};
 pub use segment::{ParseSegmentError, SegmentSize, WalSegment};
 pub use timeline::{
     HistoryEntry, HistoryError, Lineage, ParseTimelineError, Timeline, TimelineHistory,

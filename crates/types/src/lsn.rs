@@ -57,7 +57,8 @@ impl FromStr for Lsn {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParseLsnError { text: text.to_owned() };
         let half = |part: &str| {
-            let plain = (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_hexdigit());
+            let plain =
+                (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_hexdigit());
             if plain { u32::from_str_radix(part, 16).map_err(|_| error()) } else { Err(error()) }
         };
         let (hi, lo) = text.split_once('/').ok_or_else(error)?;

@@ -194,7 +194,8 @@ mod tests {
 
     #[test]
     fn a_history_file_of_postgresql_is_read_and_written_back() {
-        let text = "1\t0/3000148\tno recovery target specified\n\n2\t0/5000000\tbefore 2000-01-01\n";
+        let text =
+            "1\t0/3000148\tno recovery target specified\n\n2\t0/5000000\tbefore 2000-01-01\n";
         let history = TimelineHistory::parse(tli(3), text).unwrap();
         assert_eq!(history.ancestors.len(), 2);
         assert_eq!(history.end_of(tli(1)), Some(Lsn(0x3000148)));
@@ -206,7 +207,8 @@ mod tests {
 
     #[test]
     fn a_history_that_goes_backwards_is_refused() {
-        for text in ["2\t0/1\tx\n1\t0/2\tx\n", "1\t0/2\tx\n2\t0/1\tx\n", "3\t0/1\tx\n", "x\t0/1\n"] {
+        for text in ["2\t0/1\tx\n1\t0/2\tx\n", "1\t0/2\tx\n2\t0/1\tx\n", "3\t0/1\tx\n", "x\t0/1\n"]
+        {
             assert!(TimelineHistory::parse(tli(3), text).is_err(), "{text:?} was accepted");
         }
     }

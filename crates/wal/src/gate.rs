@@ -1,6 +1,6 @@
 //! How far commits may be acknowledged now: the acknowledgement gate as a pure function.
 //!
-//! It is the GATE formula of `docs/safety/protocol.md`, for a permit that the core has published.
+//! It is the GATE formula of `docs/safety.md`, for a permit that the core has published.
 //! Whether this node may hold a permit at all is the core's decision; that the check happens in the
 //! same moment as the write is the permit cell's duty. Nothing here may reach back below what was
 //! reported before: a status update that goes backwards would be a lie to PostgreSQL.

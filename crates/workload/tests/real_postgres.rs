@@ -1,5 +1,8 @@
 //! The workload against real servers: a primary, its standby, and the loss of the primary.
 
+// Helpers of tests are no tests to clippy's `allow-unwrap-in-tests`.
+#![allow(clippy::unwrap_used)]
+
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;

@@ -89,7 +89,7 @@ impl StatusBuilder {
             generation: state.durability.generation,
             waited_for: names(&state.durability.waited),
             eligible: names(&state.durability.eligible),
-            rpo_ceiling_seconds: bounded.then(|| state.config.rpo.as_secs_f64()),
+            rpo_ceiling_seconds: bounded.then_some(state.config.rpo.as_secs_f64()),
             exposure_seconds: exposure.map(|(time, _)| time.as_secs_f64()),
             exposure_bytes: exposure.map(|(_, bytes)| bytes),
             failover: FailoverVerdict {

@@ -1,0 +1,47 @@
+//! `understudy config check` and `config show`: what a node would make of its configuration file.
+//!
+//! Nothing is started, bound or made.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use understudy_node::config::NodeConfig;
+
+/// Look at a node's configuration file.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    verb: ConfigVerb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ConfigVerb {
+    /// Say everything that is wrong with it; exit 0 if nothing is.
+    Check {
+        /// The node's TOML file.
+        file: PathBuf,
+    },
+    /// Print the configuration in force, defaults filled in.
+    Show {
+        /// The node's TOML file.
+        file: PathBuf,
+    },
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// When the file cannot be loaded; the error lists everything that is wrong with it.
+pub(crate) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
+    match &args.verb {
+        ConfigVerb::Check { file } => {
+            let config = NodeConfig::load(file)?;
+            for warning in &config.warnings {
+                eprintln!("warning: {warning}");
+            }
+            println!("{}: good, node {}", file.display(), config.name);
+        }
+        ConfigVerb::Show { file } => print!("{}", NodeConfig::load(file)?.show()),
+    }
+    Ok(ExitCode::SUCCESS)
+}

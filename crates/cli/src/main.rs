@@ -1,0 +1,173 @@
+//! The `understudy` binary: parses the command line and hands over to the verb.
+//!
+//! Data goes to stdout, everything else to stderr; exit codes are in `output`.
+
+mod config_command;
+mod context;
+mod demo;
+mod init;
+mod operate;
+mod output;
+mod status;
+mod wal;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+
+use context::ContextArgs;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused as unsafe or impossible now, \
+4 cluster unreachable, 5 outcome unknown (look at `understudy status` before trying again).";
+
+const FIRST_STEPS: &str = "\
+First steps:
+  understudy demo                            watch a cluster survive the loss of a site
+  understudy init --dir DIR --node …         make certificates and configuration of a new cluster
+  understudy run --config DIR/north/node.toml   run a node (on every machine)
+  understudy --context DIR/contexts/operator.toml status";
+
+/// Active-passive PostgreSQL replication and failover over two sites and a witness.
+#[derive(Debug, Parser)]
+#[command(
+    name = "understudy",
+    version,
+    after_help = FIRST_STEPS,
+    after_long_help = format!("{FIRST_STEPS}\n\n{EXIT_CODES}"),
+    arg_required_else_help = true
+)]
+struct Arguments {
+    #[command(flatten)]
+    context: ContextArgs,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Run a node: the daemon beside PostgreSQL, or a witness.
+    Run(RunArgs),
+    /// Make the certificates and configuration files of a new cluster.
+    Init(init::InitArgs),
+    /// Check or show a node's configuration file.
+    Config(config_command::ConfigArgs),
+    /// Watch a whole cluster on this machine lose a site and go on.
+    Demo(demo::Args),
+    /// Show the cluster: who is active, how far the others are behind, what would happen next.
+    #[command(visible_alias = "list")]
+    Status(status::StatusArgs),
+    /// Make another node active now.
+    Failover(operate::FailoverArgs),
+    /// Stop automatic failover until a stated end.
+    Pause(operate::PauseArgs),
+    /// End a pause before its time.
+    Resume(operate::ResumeArgs),
+    /// Show what became of an order.
+    Operation(operate::OperationArgs),
+    /// WAL for PostgreSQL's own tools.
+    Wal(wal::WalArgs),
+    /// Print the program's version.
+    Version,
+}
+
+/// What the daemon is told; everything else is in its configuration.
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// The node's TOML file (`understudy init` wrote one for each node).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match dispatch(arguments) {
+        Ok(code) => code,
+        Err(error) => output::fail(&error),
+    }
+}
+
+fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let context = &arguments.context;
+    match arguments.verb {
+        Verb::Run(args) => {
+            understudy_node::daemon::run(&args.config)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Init(args) => init::run(&args),
+        Verb::Config(args) => config_command::run(&args),
+        Verb::Demo(args) => {
+            let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+            runtime.block_on(demo::run(args))
+        }
+        Verb::Status(args) => client(status::run(&context.load()?, &args)),
+        Verb::Failover(args) => client(operate::failover(&context.load()?, &args)),
+        Verb::Pause(args) => client(operate::pause(&context.load()?, &args)),
+        Verb::Resume(args) => client(operate::resume(&context.load()?, &args)),
+        Verb::Operation(args) => client(operate::operation(&context.load()?, &args)),
+        Verb::Wal(args) => Ok(wal::run(&args)),
+        Verb::Version => {
+            output::print(&format!("understudy {}\n", env!("CARGO_PKG_VERSION")))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn client(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("start the runtime")?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_reads_as_it_is_documented() {
+        for line in [
+            "understudy run --config n.toml",
+            "understudy --context c.toml status --watch --output json",
+            "understudy status --context c.toml",
+            "understudy list",
+            "understudy failover --to south --reason storm --yes --wait",
+            "understudy pause --for 10m --reason upgrade",
+            "understudy resume",
+            "understudy operation 7 --output json",
+            "understudy wal get --journal /j 000000010000000000000001 pg_wal/RECOVERYXLOG",
+            "understudy config check n.toml",
+            "understudy demo --plain",
+            "understudy version",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn what_must_be_said_cannot_be_left_out() {
+        for line in [
+            "understudy",
+            "understudy run",
+            "understudy failover",
+            "understudy pause --reason upgrade",
+            "understudy pause --for 8d --reason upgrade",
+            "understudy pause --for ten --reason upgrade",
+            "understudy failover --force --reason x",
+            "understudy operation seven",
+            "understudy wal get --journal /j 000000010000000000000001",
+        ] {
+            assert!(parse(line).is_err(), "{line} was accepted");
+        }
+    }
+}
