@@ -68,6 +68,8 @@ fn pg_receivewal_gets_the_primarys_wal_from_the_journals_socket() {
     let streams = || std::fs::read_dir(&archive).unwrap().flatten().next().is_some();
     wait_for("the stream to begin", || {
         assert!(receive.runs(), "pg_receivewal ended");
+        // It makes its first file when the first byte comes.
+        lab.sql(active, "postgres", "SELECT pg_logical_emit_message(true, 'test', 'something')");
         streams().then_some(())
     });
     lab.sql(active, "postgres", "CREATE TABLE filler AS SELECT generate_series(1, 20000) AS n");

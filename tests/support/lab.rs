@@ -1,7 +1,8 @@
 //! A cluster of two sites and a witness on this machine, below a directory of its own.
 //!
 //! Each lab has loopback addresses of its own, so that labs do not meet. Dropping it ends everything
-//! that lives in it; after a failed test the ends of all logs are printed first.
+//! that lives in it; after a failed test the ends of all logs are printed first. With
+//! UNDERSTUDY_TEST_KEEP set, its directory stays.
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
@@ -57,7 +58,11 @@ pub(crate) struct Lab {
 impl Lab {
     /// `understudy init`; starts nothing.
     pub(crate) fn prepared(plan: Plan) -> Lab {
-        let root = tempfile::Builder::new().prefix("understudy-").tempdir().unwrap();
+        let mut root = tempfile::Builder::new().prefix("understudy-").tempdir().unwrap();
+        if std::env::var_os("UNDERSTUDY_TEST_KEEP").is_some() {
+            root.disable_cleanup(true);
+            eprintln!("keeping {}", root.path().display());
+        }
         // PostgreSQL's user has to get to its data below.
         fs::set_permissions(root.path(), Permissions::from_mode(0o711)).unwrap();
         let network = free_network();

@@ -24,7 +24,7 @@ pub(crate) struct InitArgs {
     /// pgdata=, http=, listen=, postgres-port=, postgres-listen=.
     #[arg(long = "node", value_name = "KEY=VALUE,…", conflicts_with = "topology")]
     pub(crate) nodes: Vec<NodeSpec>,
-    /// A TOML file with [[nodes]] of the same keys, and [durability], [timing], [log], [parameters].
+    /// A TOML file with `[[nodes]]` of the same keys, and `[durability]`, `[timing]`, `[log]`, `[parameters]`.
     #[arg(long, value_name = "FILE", required_unless_present = "nodes")]
     pub(crate) topology: Option<PathBuf>,
     /// The data node to found the cluster on; the first one unless given.

@@ -30,7 +30,7 @@ pub(crate) enum Output {
 pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
     // A reader that has seen enough (`| head`) is no error.
     let closed = error.downcast_ref::<io::Error>();
-    if !closed.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+    if closed.is_none_or(|error| error.kind() != io::ErrorKind::BrokenPipe) {
         eprintln!("error: {error:#}");
     }
     ExitCode::from(code_of(error))

@@ -42,6 +42,14 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root());
+    // What cargo told this program about itself would look like a change to build scripts that watch
+    // it (ring's does), and rebuild half of the tree whenever a person runs cargo in between.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     command
 }
 

@@ -37,8 +37,6 @@ pub(crate) struct Founded {
 /// A node's part of it.
 #[derive(Debug)]
 pub(crate) struct FoundedNode {
-    /// Its name.
-    pub(crate) name: NodeName,
     /// Its configuration file.
     pub(crate) config_file: PathBuf,
 }
@@ -125,7 +123,7 @@ fn write_node(
     }
     let config_file = own.join("node.toml");
     write_new_file(&config_file, 0o644, config.show().as_bytes())?;
-    Ok(FoundedNode { name: config.name.clone(), config_file })
+    Ok(FoundedNode { config_file })
 }
 
 /// One person for each role, who bears the role's name.

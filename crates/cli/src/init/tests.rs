@@ -34,7 +34,7 @@ fn every_nodes_directory_loads_and_its_secrets_are_private() {
         let config = NodeConfig::load(&node.config_file).unwrap();
         let identity =
             TlsIdentity::load(&config.tls.ca, &config.tls.certificate, &config.tls.key).unwrap();
-        assert_eq!(identity.identity(), &Identity::Node(node.name.clone()));
+        assert_eq!(identity.identity(), &Identity::Node(config.name.clone()));
         assert_eq!(identity.cluster(), config.cluster);
         assert_eq!(config.members.len(), 3);
         assert_eq!(mode(&config.tls.key), 0o600);
