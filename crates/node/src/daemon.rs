@@ -142,6 +142,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
     let board = Arc::new(Board::new(clock.clone(), sender.clone()));
     let cell = Arc::new(PermitCell::new(Epoch::NONE));
     let shutdown = CancellationToken::new();
+    let fatal = watch::Sender::new(None);
     let hands = match postgres {
         Some((server, journal)) => {
             let standby = start_relay(&config, &server, &journal, &shutdown)?;
@@ -161,6 +162,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
                 names: Arc::new(move |node| names.get(&node).cloned()),
                 standby,
                 events: sender.clone(),
+                fatal: fatal.clone(),
             }))
         }
         None => None,
@@ -214,7 +216,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
         hands,
     };
     let served = doors::serve(doors, grpc, http, metrics, shutdown.clone());
-    wait_for_end(&consensus, served, &shutdown).await
+    wait_for_end(&consensus, served, fatal.subscribe(), &shutdown).await
 }
 
 /// The loop gets a thread of its own, so that nothing on the main runtime can hold it up.
@@ -237,6 +239,7 @@ fn spawn_driver(driver: Driver) -> Result<(), RunError> {
 async fn wait_for_end(
     consensus: &Consensus,
     served: impl Future<Output = Result<(), RunError>>,
+    mut own_fatal: watch::Receiver<Option<String>>,
     shutdown: &CancellationToken,
 ) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(part("listen for SIGTERM"))?;
@@ -249,6 +252,10 @@ async fn wait_for_end(
         why = fatal.wait_for(Option::is_some) => {
             let why = why.ok().and_then(|why| why.clone()).unwrap_or_default();
             Err(RunError::Fatal(format!("the consensus cannot go on safely: {why}")))
+        }
+        why = own_fatal.wait_for(Option::is_some) => {
+            let why = why.ok().and_then(|why| why.clone()).unwrap_or_default();
+            Err(RunError::Fatal(why))
         }
     };
     tracing::info!("stopping; PostgreSQL is left running");

@@ -53,9 +53,10 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
         exposure_bytes: positions.as_ref().map(|positions| positions.exposure.lost_wal_bytes),
         attached,
         promotion: view.report.promotion.map(|promotion| promotion.to_string()),
-        progress_what: progress.what,
+        progress_what: progress.what.to_owned(),
         progress_done_bytes: progress.done_bytes,
         progress_total_bytes: progress.total_bytes,
+        progress_bytes_per_second: progress.bytes_per_second,
         trouble: view.standing.trouble.clone().unwrap_or_default(),
         postgres_address: config
             .postgres

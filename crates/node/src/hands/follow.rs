@@ -66,7 +66,8 @@ impl Hands {
             ended: CancellationToken::new(),
         });
         self.inner.following.send_replace(Some(following.clone()));
-        tokio::spawn(watch_receiver(receiver, following, options.events.clone()));
+        let (events, fatal) = (options.events.clone(), options.fatal.clone());
+        tokio::spawn(watch_receiver(receiver, following, events, fatal));
         tracing::info!(%holder, epoch = %admission.epoch, "following");
         Ok(())
     }
@@ -118,6 +119,7 @@ async fn watch_receiver(
     mut receiver: understudy_shipping::receiver::ReceiverHandle,
     following: Arc<Following>,
     events: tokio::sync::mpsc::UnboundedSender<Event>,
+    fatal: tokio::sync::watch::Sender<Option<String>>,
 ) {
     let end = tokio::select! {
         end = receiver.ended() => end,
@@ -140,6 +142,16 @@ async fn watch_receiver(
         }
         // Epochs that do not agree are brought together by the replicated state, sooner or later.
         ReceiverEnd::Refused { detail, .. } => FollowEnd::Again(detail),
+        // A journal that failed a write is good only after it was opened anew, which finds its durable
+        // end from the files alone; a start does that, and the service manager sees to the start.
+        ReceiverEnd::JournalFailed(error) if error.is_fatal() => {
+            fatal.send_replace(Some(format!(
+                "the journal cannot go on: {}; nothing that it acknowledged is lost; mend the cause \
+                 and start the node again",
+                chain(error.as_ref())
+            )));
+            return;
+        }
         ReceiverEnd::JournalFailed(error) => FollowEnd::JournalFailed(chain(error.as_ref())),
         ReceiverEnd::NothingToStartFrom => {
             FollowEnd::JournalFailed("the journal does not know where to begin".to_owned())

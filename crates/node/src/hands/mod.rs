@@ -12,7 +12,7 @@ mod observe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,9 @@ const START_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a reload of pg_hba.conf may take.
 const HBA_PATIENCE: Duration = Duration::from_secs(5);
 
+/// A long step says in the log how far it is this often.
+const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Finds the channel for bulk data to a member.
 pub(crate) type BulkChannel = Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync>;
 
@@ -61,14 +64,21 @@ pub(crate) struct HandsOptions {
     pub(crate) names: Arc<dyn Fn(NodeId) -> Option<NodeName> + Send + Sync>,
     pub(crate) standby: watch::Receiver<StandbyProgress>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
+    /// Why the daemon must stop, once it must.
+    pub(crate) fatal: watch::Sender<Option<String>>,
 }
 
 /// Progress of a long step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
-    pub(crate) what: String,
+    pub(crate) what: &'static str,
     pub(crate) done_bytes: u64,
+    /// 0 while unknown.
     pub(crate) total_bytes: u64,
+    /// On average since the step began; 0 while unknown.
+    pub(crate) bytes_per_second: f64,
+    began: Option<Instant>,
+    logged: Option<Instant>,
 }
 
 /// The receiver that runs, and for what.
@@ -202,8 +212,20 @@ impl Hands {
         }
     }
 
-    fn report_progress(&self, what: &str, done_bytes: u64, total_bytes: u64) {
-        let progress = Progress { what: what.to_owned(), done_bytes, total_bytes };
+    fn report_progress(&self, what: &'static str, done_bytes: u64, total_bytes: u64) {
+        let now = Instant::now();
+        let before = self.inner.progress.borrow().clone().filter(|before| before.what == what);
+        let began = before.as_ref().and_then(|before| before.began).unwrap_or(now);
+        let mut logged = before.and_then(|before| before.logged);
+        let seconds = now.duration_since(began).as_secs_f64();
+        let bytes_per_second = if seconds > 0.0 { done_bytes as f64 / seconds } else { 0.0 };
+        if logged.is_none_or(|at| now.duration_since(at) >= PROGRESS_LOG_INTERVAL) {
+            logged = Some(now);
+            let percent = (done_bytes * 100).checked_div(total_bytes);
+            tracing::info!(what, done_bytes, total_bytes, ?percent, bytes_per_second, "progress");
+        }
+        let began = Some(began);
+        let progress = Progress { what, done_bytes, total_bytes, bytes_per_second, began, logged };
         self.inner.progress.send_replace(Some(progress));
     }
 

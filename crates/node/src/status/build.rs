@@ -287,7 +287,7 @@ fn progress(report: &v1::NodeReport) -> Option<StepProgress> {
         what: report.progress_what.clone(),
         done_bytes: report.progress_done_bytes,
         total_bytes: Some(report.progress_total_bytes).filter(|total| *total != 0),
-        bytes_per_second: None,
+        bytes_per_second: Some(report.progress_bytes_per_second).filter(|rate| *rate > 0.0),
     })
 }
 
