@@ -23,6 +23,8 @@ const FOUNDING_TIMEOUT: Duration = Duration::from_secs(120);
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(60);
 const RETURN_TIMEOUT: Duration = Duration::from_secs(180);
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(60);
+/// An acknowledgement that is read later than this after the kill is not the lost site's any more.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Between the takeover and the restart of the killed daemon, so that a person sees one after the
 /// other.
 const RESTART_AFTER: Duration = Duration::from_secs(3);
@@ -136,6 +138,7 @@ impl Director {
         workload.fault();
         let fault = Instant::now();
         let processes = self.lab.kill_site(&killed)?;
+        let killed_after = fault.elapsed();
         let postgres_count = processes.iter().filter(|process| process.is_postgres).count();
         let message = format!(
             "{killed} is lost: SIGKILL to its node and to all {postgres_count} processes of its \
@@ -152,10 +155,10 @@ impl Director {
         .await?;
         let takeover_seen_ms = millis(fault.elapsed());
         self.wait("writes at the other site", TAKEOVER_TIMEOUT, |scene| {
-            outage_of(scene, faults_count).is_some()
+            outage_of(scene, faults_count, killed_after).is_some()
         })
         .await?;
-        let outage = outage_of(&lock(&self.scene), faults_count).unwrap_or_default();
+        let outage = outage_of(&lock(&self.scene), faults_count, killed_after).unwrap_or_default();
         let seconds = outage.as_secs_f64();
         self.say(Tone::Good, format!("{heir} took over: nobody could write for {seconds:.2} s"));
 
@@ -350,8 +353,14 @@ fn protected(scene: &Scene, active: Option<&str>) -> bool {
 }
 
 /// The write outage of the fault with this number, once it is over.
-fn outage_of(scene: &Scene, number: usize) -> Option<Duration> {
-    scene.stats.as_ref()?.outages.get(number - 1)?.write_outage()
+///
+/// What the lost site had acknowledged may be read a moment after it was killed: only a later
+/// acknowledgement comes from the other site and ends the outage.
+fn outage_of(scene: &Scene, number: usize, killed_after: Duration) -> Option<Duration> {
+    let outage = scene.stats.as_ref()?.outages.get(number - 1)?;
+    let lost_site_speaks_until = outage.fault_at + killed_after + LAST_WORDS;
+    outage.acknowledged_again_at.filter(|again| *again > lost_site_speaks_until)?;
+    outage.write_outage()
 }
 
 fn millis(duration: Duration) -> u64 {
