@@ -1,4 +1,5 @@
-//! Sites that are lost and orders that are given: the demo's account, a failover by hand, and a pause.
+//! Sites that are lost and orders that are given: the demo's account, a failover by hand, a pause,
+//! and a promotion that is interrupted.
 
 // Helpers of tests are no tests to clippy's `allow-unwrap-in-tests`.
 #![allow(clippy::unwrap_used)]
@@ -8,13 +9,13 @@ mod support;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::BINARY;
 use support::compare::wait_for_replay;
-use support::lab::{DATA, Lab, ZERO};
+use support::lab::{DATA, Lab, ZERO, other};
 use support::processes::{Background, kill_all_below};
+use support::{BINARY, PATIENCE};
 
 /// Ends what a demo that failed may have left.
 struct DemoDirectory(tempfile::TempDir);
@@ -116,4 +117,35 @@ fn a_pause_holds_automatic_failover_back_until_it_is_ended() {
     lab.operator(&["resume"]).good();
     lab.wait("the other site to take over", |lab| lab.writable_at(heir));
     assert_ne!(lab.epoch(), epoch);
+}
+
+/// Loses the active site, and the heir's daemon as soon as its log says `words`.
+fn lose_both(lab: &mut Lab, lost: &str, words: &str) {
+    let heir = other(lost);
+    let said = |lab: &Lab| lab.log_text(heir).matches(words).count();
+    let before = said(lab);
+    lab.kill_site(lost);
+    // Each step takes some milliseconds only, so this looks more often than `wait_for`.
+    let deadline = Instant::now() + PATIENCE;
+    while said(lab) == before {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {words:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    lab.kill_node(heir);
+    lab.start(heir);
+    lab.wait("the heir to go on where it was", |lab| lab.writable_at(heir));
+    lab.start(lost);
+    lab.wait("the lost site to be back as the passive", |lab| lab.protected_under(heir));
+}
+
+#[test]
+fn a_candidate_that_dies_in_the_middle_of_its_promotion_finishes_it_when_it_is_back() {
+    let mut lab = Lab::founded(ZERO);
+    let [first, second] = DATA;
+    lab.sql(first, "postgres", "CREATE TABLE kept AS SELECT generate_series(1, 100) AS n");
+    lose_both(&mut lab, first, "journal sealed");
+    assert_eq!(lab.sql(second, "postgres", "SELECT count(*) FROM kept"), "100");
+    lab.sql(second, "postgres", "INSERT INTO kept SELECT generate_series(101, 200)");
+    lose_both(&mut lab, second, "promoted timeline");
+    assert_eq!(lab.sql(first, "postgres", "SELECT count(*) FROM kept"), "200");
 }

@@ -162,6 +162,11 @@ impl Lab {
         self.root.path().join(format!("{name}.log"))
     }
 
+    /// What a node's daemon has logged.
+    pub(crate) fn log_text(&self, name: &str) -> String {
+        String::from_utf8_lossy(&fs::read(self.log(name)).unwrap_or_default()).into_owned()
+    }
+
     /// Starts a node's daemon, as systemd would.
     pub(crate) fn start(&mut self, name: &str) {
         let log = File::options().create(true).append(true).open(self.log(name)).unwrap();

@@ -430,3 +430,28 @@ fn an_ordered_failover_moves_the_active_and_ends_as_done() {
     world.run_until("protected again", LONG, protected);
     assert!(world.state.durability.eligible.contains(&NORTH));
 }
+
+#[test]
+fn a_restarted_node_fences_nothing_before_a_majority_has_confirmed_its_state() {
+    let mut world = World::new(DurabilityMode::Zero);
+    world.run_until("protected", LONG, protected);
+    let old_state = Arc::new(world.state.clone());
+    // Since that state it was promoted; its daemon died and comes back with what it had applied then.
+    let mut machine = Machine::new(SOUTH, 2);
+    machine.empty = false;
+    machine.postgres = Some(Server { primary: true, timeline: Timeline::FIRST.next() });
+    let now = world.now;
+    let fresh = PromotionId(uuid::Uuid::from_u128(1));
+    machine.core.handle_event(now, Event::State { state: old_state, applied: None });
+    let view = machine.view();
+    machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us: 1 });
+    let mut asked = false;
+    while let Some(action) = machine.core.poll_action() {
+        match action {
+            Action::Run(_, Task::ReadIndex) => asked = true,
+            Action::Run(_, task) => panic!("{task:?} by a state that nobody confirmed"),
+            _ => {}
+        }
+    }
+    assert!(asked);
+}

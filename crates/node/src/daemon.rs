@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -446,11 +446,12 @@ async fn forward_applied(
     sender: mpsc::UnboundedSender<Event>,
 ) {
     while let Some(entry) = applied.recv().await {
-        shared.applied_index.store(entry.index, Ordering::Relaxed);
+        let index = entry.index;
         let event = Event::State { state: entry.state, applied: entry.command.zip(entry.outcome) };
         if sender.send(event).is_err() {
             return;
         }
+        shared.applied_index.send_replace(index);
     }
 }
 

@@ -148,7 +148,7 @@ impl Doors {
             me: self.config.id,
             members: &self.config.members,
             state: &state,
-            applied_index: self.shared.applied_index.load(Ordering::Relaxed),
+            applied_index: *self.shared.applied_index.borrow(),
             standing: &view.standing,
             verdict: &view.verdict,
             leader: leadership.leader,

@@ -32,8 +32,8 @@ const LOOK_CLOSELY_MS: u64 = 20;
 pub(crate) struct Shared {
     /// As the holder: clients are let in. The gate's own state comes on top of it.
     pub(crate) serving: AtomicBool,
-    /// The log index of the newest entry that was applied here.
-    pub(crate) applied_index: AtomicU64,
+    /// The log index of the newest applied entry that the core has been sent.
+    pub(crate) applied_index: watch::Sender<u64>,
     /// The loop's last turn, in nanoseconds since boot.
     pub(crate) last_turn_ns: Arc<AtomicU64>,
 }
@@ -143,12 +143,13 @@ impl Driver {
             before.abort();
         }
         let (consensus, observed) = (self.consensus.clone(), self.observed.clone());
+        let applied = self.shared.applied_index.subscribe();
         let hands = self.hands.clone();
         let name = task_name(&task);
         tracing::debug!(task = name, "task begins");
         self.running = Some(self.runtime.spawn(async move {
             let result = match (task, hands) {
-                (Task::ReadIndex, _) => read_index(&consensus).await,
+                (Task::ReadIndex, _) => read_index(&consensus, applied).await,
                 (task, Some(hands)) => hands.carry_out(task).await,
                 (_, None) => {
                     Err(TaskFailure { words: "a witness has no server".to_owned(), suspect: false })
@@ -191,12 +192,22 @@ impl Driver {
     }
 }
 
-async fn read_index(consensus: &Consensus) -> Result<Completion, TaskFailure> {
-    let read = consensus.read_index(PROPOSE_PATIENCE).await;
-    read.map(|_| Completion::ReadDone).map_err(|error: ProposeError| TaskFailure {
-        words: format!("ask the majority: {error}"),
-        suspect: false,
-    })
+/// A linearizable read: done once the core has been sent everything up to the read index, so that it
+/// never judges the answer by an older state.
+async fn read_index(
+    consensus: &Consensus,
+    mut applied: watch::Receiver<u64>,
+) -> Result<Completion, TaskFailure> {
+    let failed = |words: String| TaskFailure { words, suspect: false };
+    let index = consensus
+        .read_index(PROPOSE_PATIENCE)
+        .await
+        .map_err(|error: ProposeError| failed(format!("ask the majority: {error}")))?;
+    let sent = applied.wait_for(|applied| *applied >= index);
+    match tokio::time::timeout(PROPOSE_PATIENCE, sent).await {
+        Ok(Ok(_)) => Ok(Completion::ReadDone),
+        Ok(Err(_)) | Err(_) => Err(failed(format!("entry {index} has not been applied here"))),
+    }
 }
 
 fn task_name(task: &Task) -> &'static str {

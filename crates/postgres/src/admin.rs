@@ -149,14 +149,17 @@ impl Server {
         Ok(u64::try_from(clients).unwrap_or(0))
     }
 
-    /// Lets a paused replay go on; true if it was paused.
+    /// Lets a paused replay go on; true if it was paused. A server that is out of recovery is not.
     ///
     /// # Errors
-    /// When the server is not in recovery, or the statement fails.
+    /// When the statement fails, also because recovery ended in the middle of it.
     pub async fn resume_replay(&self) -> Result<bool> {
         let mut session = self.session().await?;
-        let statement =
-            sqlx::query("SELECT pg_is_wal_replay_paused() AS paused").fetch_one(&mut session);
+        let statement = sqlx::query(
+            "SELECT CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END \
+             AS paused",
+        )
+        .fetch_one(&mut session);
         let row = connection::within("the state of replay", PATIENCE, statement).await?;
         let paused: bool = get(&row, "paused")?;
         if paused {

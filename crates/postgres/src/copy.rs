@@ -99,24 +99,33 @@ impl Server {
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<()> {
         self.must_be_stopped("copy the source over PGDATA")?;
-        match self.inspect().await? {
-            DataDirectory::Missing
-            | DataDirectory::Empty
-            | DataDirectory::Cluster(_)
-            | DataDirectory::Dirty { .. } => {}
+        let whole = match self.inspect().await? {
+            DataDirectory::Cluster(_) => true,
+            DataDirectory::Missing | DataDirectory::Empty | DataDirectory::Dirty { .. } => false,
             other => return Err(self.unusable(format!("not ours to replace: {other:?}"))),
-        }
-        self.set_marker("a base backup is being copied")?;
+        };
+        let marker = "a base backup is being copied";
+        let keeps_old = whole && {
+            self.blocking(|data_dir| {
+                remove_tree(&data_dir.join(INCOMING))?;
+                room_for_another(data_dir)
+            })
+            .await?
+        };
         let incoming = self.data_dir().join(INCOMING);
-        self.blocking(move |data_dir| {
-            remove_tree(&data_dir.join(INCOMING))?;
-            if !room_for_another(data_dir)? {
-                tracing::warn!("no room for two copies, the old data directory goes first");
-                remove_old(data_dir)?;
-            }
-            Ok(())
-        })
-        .await?;
+        // What lies there is good until the first byte of it goes (I14), which with room for both is
+        // only after the copy is complete: a source that cannot be reached costs nothing.
+        if !keeps_old {
+            self.set_marker(marker)?;
+            self.blocking(move |data_dir| {
+                remove_tree(&data_dir.join(INCOMING))?;
+                if whole {
+                    tracing::warn!("no room for two copies, the old data directory goes first");
+                }
+                remove_old(data_dir)
+            })
+            .await?;
+        }
 
         let mut command = self.command("pg_basebackup");
         command.arg("-D").arg(&incoming).arg("-h").arg(&source.socket_dir);
@@ -130,6 +139,7 @@ impl Server {
         let verify = [OsString::from("--quiet"), incoming.into_os_string()];
         self.run_tool("pg_verifybackup", verify, "").await?;
 
+        self.set_marker(marker)?;
         self.blocking(move |data_dir| {
             remove_old(data_dir)?;
             let incoming = data_dir.join(INCOMING);

@@ -128,7 +128,11 @@ impl Server {
             connection::within("promotion", STATEMENT_PATIENCE, ask).await?;
         }
         let seen = loop {
-            let seen = probe::observe(&mut session, "", STATEMENT_PATIENCE).await?;
+            let seen = match probe::observe(&mut session, "", STATEMENT_PATIENCE).await {
+                // Recovery ended in the middle of the question, most likely: it has another answer now.
+                Err(_) => probe::observe(&mut session, "", STATEMENT_PATIENCE).await?,
+                Ok(seen) => seen,
+            };
             if !seen.in_recovery {
                 break seen;
             }

@@ -67,6 +67,10 @@ async fn a_passive_is_promoted_to_the_granted_timeline_and_the_old_primary_is_re
     assert!(b.data_dir().join("standby.signal").exists());
     let told_again = b.server.promote(timeline(4), PATIENCE).await.unwrap();
     assert_eq!((told_again.timeline, told_again.fork_lsn), (timeline(4), promoted.fork_lsn));
+    assert!(
+        !b.server.resume_replay().await.unwrap(),
+        "whoever repeats a promotion asks this again"
+    );
     b.psql("INSERT INTO t VALUES (3)");
 
     // C, never diverged, follows from 1 to 4 with the files of the burned numbers in between.

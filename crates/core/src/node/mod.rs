@@ -337,6 +337,8 @@ pub struct Core {
     retry_at: BootInstant,
     /// At founding: the data directory was made, or the one that is there was made ready.
     prepared: bool,
+    /// A majority has confirmed, since this process began, that the state here is not an old one.
+    confirmed: bool,
     trouble: Option<String>,
     actions: VecDeque<Action>,
 }
@@ -369,6 +371,7 @@ impl Core {
             running: None,
             retry_at: BootInstant::ZERO,
             prepared: false,
+            confirmed: false,
             trouble: None,
             actions: VecDeque::new(),
         }
@@ -640,8 +643,12 @@ impl Core {
             DataView::Empty | DataView::Cluster { .. } if mine && idle && !self.prepared => {
                 self.run(Task::PrepareData);
             }
-            DataView::Unusable(what) => self.trouble = Some(what.clone()),
-            DataView::Empty | DataView::Unknown | DataView::Cluster { .. } => {}
+            // While the directory is being made it is nothing yet, and that is no trouble.
+            DataView::Unusable(what) if idle => self.trouble = Some(what.clone()),
+            DataView::Unusable(_)
+            | DataView::Empty
+            | DataView::Unknown
+            | DataView::Cluster { .. } => {}
         }
     }
 

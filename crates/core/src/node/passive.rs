@@ -94,6 +94,12 @@ impl Core {
         if !idle || self.local.data == DataView::Unknown {
             return;
         }
+        // What was applied before a restart may be long out of date. By it a promotion that was
+        // granted here since would look like a divergence, and be fenced and cloned over.
+        if !self.confirmed {
+            self.run(Task::ReadIndex);
+            return;
+        }
         match &self.local.postgres {
             PostgresView::Unknown => {}
             PostgresView::Running(facts) => match facts.in_recovery {
@@ -202,8 +208,8 @@ impl Core {
                 stage.at_least = Rung::Follow;
                 stage.following = None;
             }
-            Completion::ReadDone
-            | Completion::DataReady
+            Completion::ReadDone => self.confirmed = true,
+            Completion::DataReady
             | Completion::Held { .. }
             | Completion::ClientsLetIn
             | Completion::Sealed(_)
