@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::metadata::IGNORED;
 
 /// Beyond this many lines a file is named; it is a hint, not a law.
 const FILE_LINES_MAX: usize = 800;
@@ -70,7 +69,7 @@ pub(crate) fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> 
         let entry = entry.with_context(|| format!("cannot list {}", directory.display()))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = entry.path();
-        if name.starts_with('.') || name == "target" || IGNORED.contains(&name.as_str()) {
+        if name.starts_with('.') || name == "target" {
             continue;
         }
         if entry.file_type().context("cannot tell a file from a directory")?.is_dir() {

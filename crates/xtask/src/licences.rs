@@ -48,6 +48,8 @@ struct Ban {
 struct Sources {
     unknown_registry: String,
     unknown_git: String,
+    /// Beside cargo's default one, which is always known.
+    #[serde(default)]
     allow_registry: Vec<String>,
     #[serde(default)]
     allow_git: Vec<String>,
@@ -76,16 +78,17 @@ impl Deny {
     /// Everything that deny.toml does not allow, in words.
     #[must_use]
     pub(crate) fn findings(&self, metadata: &Metadata) -> Vec<String> {
-        metadata.foreign().filter_map(|package| self.finding(package)).collect()
+        let default = metadata.default_registry();
+        metadata.foreign().filter_map(|package| self.finding(package, default)).collect()
     }
 
-    fn finding(&self, package: &Package) -> Option<String> {
+    fn finding(&self, package: &Package, default_registry: Option<&str>) -> Option<String> {
         let shown = format!("{} {}", package.name, package.version);
         if let Some(ban) = self.bans.deny.iter().find(|ban| ban.name == package.name) {
             return Some(format!("{shown} is banned: {}", ban.reason));
         }
         let source = package.source.as_deref().unwrap_or("a path outside the workspace");
-        if !self.is_known(source) {
+        if Some(source) != default_registry && !self.is_known(source) {
             return Some(format!("{shown} comes from {source}, which is not allowed"));
         }
         let Some(expression) = &package.license else {

@@ -5,9 +5,6 @@ use serde::Deserialize;
 
 use crate::step::cargo;
 
-/// Packages that are never part of the project: a local helper of whoever works on it.
-pub(crate) const IGNORED: &[&str] = &["anchor"];
-
 /// Everything that cargo resolved for the platforms asked for.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Metadata {
@@ -41,6 +38,10 @@ pub(crate) struct Dependency {
     pub(crate) name: String,
     /// `None` for a normal one, else `dev` or `build`.
     pub(crate) kind: Option<String>,
+    /// Where it is to come from; `None` for a path.
+    pub(crate) source: Option<String>,
+    /// The registry that the manifest names; `None` for cargo's default one.
+    pub(crate) registry: Option<String>,
 }
 
 impl Metadata {
@@ -57,12 +58,18 @@ impl Metadata {
         serde_json::from_slice(&output.stdout).context("cannot read the answer of cargo metadata")
     }
 
-    /// Our own packages, without the ignored ones.
+    /// Our own packages.
     pub(crate) fn members(&self) -> impl Iterator<Item = &Package> {
-        self.packages.iter().filter(|package| {
-            self.workspace_members.contains(&package.id)
-                && !IGNORED.contains(&package.name.as_str())
-        })
+        self.packages.iter().filter(|package| self.workspace_members.contains(&package.id))
+    }
+
+    /// What cargo calls its default registry: the source of dependencies of ours that name none.
+    pub(crate) fn default_registry(&self) -> Option<&str> {
+        self.members()
+            .flat_map(|package| &package.dependencies)
+            .filter(|dependency| dependency.registry.is_none())
+            .filter_map(|dependency| dependency.source.as_deref())
+            .find(|source| source.starts_with("registry+"))
     }
 
     /// Everybody else's packages.
