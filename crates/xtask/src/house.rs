@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-
 /// Beyond this many lines a file is named; it is a hint, not a law.
 const FILE_LINES_MAX: usize = 800;
 
