@@ -189,14 +189,14 @@ impl Core {
         (now.since(heard.at) < REPORT_FRESH).then(|| heard.report.clone())
     }
 
-    fn evidence(&self, now: BootInstant) -> Evidence<'_> {
+    pub(super) fn evidence(&self, now: BootInstant) -> Evidence<'_> {
         Evidence {
             state: &self.state,
             peers: &self.peers,
             now,
             me: self.me,
             majority: self.majority,
-            lease_over: self.challenger.is_over(now),
+            lease_over: self.lease_over(now),
             own: self.own_report(now),
         }
     }

@@ -455,15 +455,7 @@ impl Core {
     /// Would an automatic failover happen now, and why or why not. Any node can say, from the
     /// replicated state and from what it has heard.
     pub fn verdict(&self, now: BootInstant) -> Verdict {
-        verdict::judge(&verdict::Evidence {
-            state: &self.state,
-            peers: &self.peers,
-            now,
-            me: self.me,
-            majority: self.majority,
-            lease_over: self.challenger.is_over(now),
-            own: self.own_report(now),
-        })
+        verdict::judge(&self.evidence(now))
     }
 
     /// What to tell the peers.
