@@ -3,12 +3,16 @@
 //! Nothing here does IO, reads a clock, or allocates on a hot path.
 //! A type earns its place here when two crates would otherwise disagree about what a number means.
 
+// The switch of `seeded` is a thread's own; it is absent from every other build.
+#![cfg_attr(feature = "seeded-bugs", allow(clippy::disallowed_macros))]
+
 mod clock;
 mod epoch;
 mod exposure;
 mod identity;
 mod lsn;
 mod permit;
+mod seeded;
 mod segment;
 mod timeline;
 
@@ -21,6 +25,9 @@ pub use identity::{
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use permit::{Admission, Permit, PermitSerial, ReceiverPosition, SealedEnd, SourcePositions};
+pub use seeded::SeededBug;
+#[cfg(feature = "seeded-bugs")]
+pub use seeded::seed_bug;
 pub use segment::{ParseSegmentError, SegmentSize, WalSegment};
 pub use timeline::{
     HistoryEntry, HistoryError, Lineage, ParseTimelineError, Timeline, TimelineHistory,
