@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -183,6 +183,16 @@ impl Lab {
         let mut daemon = Command::new(BINARY);
         daemon.arg("run").arg("--config").arg(config).current_dir(config.parent().unwrap());
         Background::start(&mut daemon).wait(Duration::from_secs(30))
+    }
+
+    /// Waits until a node's daemon has ended by itself.
+    pub(crate) fn wait_for_end(&mut self, name: &str) -> ExitStatus {
+        let child = &mut self.node_mut(name).child;
+        let status = wait_for("the daemon to end by itself", || {
+            child.as_mut().expect("it was started").try_wait().unwrap()
+        });
+        *child = None;
+        status
     }
 
     /// SIGKILL to a node's daemon alone.

@@ -2,6 +2,7 @@
 //!
 //! It only issues; it knows no revocation. Validity: authority ten years, everybody else one year.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -191,7 +192,33 @@ impl Authority {
     /// # Errors
     /// When cryptography fails.
     pub fn issue(&self, identity: &Identity) -> Result<IssuedCertificate, AuthorityError> {
+        self.issue_at(identity, &[])
+    }
+
+    /// The same, with the hosts (names or IP addresses) at which it can be reached.
+    ///
+    /// Nothing of ours looks at them: who a peer is stands in the URI. They are for clients that know a
+    /// server only by its host, as stock gRPC tools do.
+    ///
+    /// # Errors
+    /// When cryptography fails, or a host is neither a name in ASCII nor an address.
+    pub fn issue_at(
+        &self,
+        identity: &Identity,
+        hosts: &[String],
+    ) -> Result<IssuedCertificate, AuthorityError> {
         let mut params = params(&identity.to_string(), identity.uri(self.cluster), LEAF_VALIDITY)?;
+        for host in hosts {
+            let name = match host.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => {
+                    SanType::DnsName(host.clone().try_into().map_err(make("a certificate's host"))?)
+                }
+            };
+            if !params.subject_alt_names.contains(&name) {
+                params.subject_alt_names.push(name);
+            }
+        }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = match identity {
             Identity::Node(_) => {

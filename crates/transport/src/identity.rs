@@ -135,17 +135,19 @@ pub enum IdentityError {
         /// What the parser said.
         reason: String,
     },
-    /// There must be exactly one subject alternative name, a URI.
+    /// There must be exactly one URI among the subject alternative names.
     #[error(
-        "read identity from certificate: it has {count} subject alternative names, expected exactly one URI"
+        "read identity from certificate: it has {count} URIs among its subject alternative names, expected exactly one"
     )]
-    Names {
-        /// How many it has, of every kind.
+    Uris {
+        /// How many it has.
         count: usize,
     },
-    /// The one name is not a URI.
-    #[error("read identity from certificate: its subject alternative name is not a URI")]
-    NotUri,
+    /// Beside the URI only host names and addresses may stand.
+    #[error(
+        "read identity from certificate: a subject alternative name is neither a URI nor a host name or address"
+    )]
+    OtherName,
     /// Not one of the two forms.
     #[error(
         "read identity from URI {uri:?}: expected spiffe://<cluster>/node/<name> \
@@ -181,11 +183,17 @@ pub(crate) fn single_uri(der: &[u8]) -> Result<(String, SystemTime), IdentityErr
         .map_err(|error| malformed(error.to_string()))?
         .map(|extension| extension.value.general_names.as_slice())
         .unwrap_or_default();
-    let [name] = names else {
-        return Err(IdentityError::Names { count: names.len() });
-    };
-    let GeneralName::URI(uri) = name else {
-        return Err(IdentityError::NotUri);
+    let mut uris = Vec::new();
+    for name in names {
+        match name {
+            GeneralName::URI(uri) => uris.push(*uri),
+            // For clients that are not ours and know servers by their host; they identify nobody here.
+            GeneralName::DNSName(_) | GeneralName::IPAddress(_) => {}
+            _ => return Err(IdentityError::OtherName),
+        }
+    }
+    let [uri] = uris.as_slice() else {
+        return Err(IdentityError::Uris { count: uris.len() });
     };
     let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
     Ok(((*uri).to_owned(), SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)))
@@ -195,7 +203,8 @@ impl PeerCertificate {
     /// Reads a certificate in DER.
     ///
     /// # Errors
-    /// When it does not have exactly one subject alternative name, of one of the two forms.
+    /// When its subject alternative names do not have exactly one URI, of one of the two forms, or
+    /// anything else beside hosts.
     pub fn parse(der: &[u8]) -> Result<PeerCertificate, IdentityError> {
         let (uri, not_after) = single_uri(der)?;
         let (cluster, identity) = Identity::parse_uri(&uri)?;

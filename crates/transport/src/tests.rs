@@ -241,6 +241,15 @@ async fn a_certificate_with_two_uris_or_of_another_cluster_is_refused() {
     assert!(matches!(error, TlsError::Identity { .. }), "{error:?}");
 }
 
+#[test]
+fn hosts_in_a_certificate_change_nothing_of_who_its_bearer_is() {
+    let fixture = Fixture::new(1);
+    let hosts = ["north", "db.example.org", "10.0.1.5", "2001:db8::5", "north"];
+    let issued = fixture.authority.issue_at(&node("north"), &hosts.map(str::to_owned)).unwrap();
+    assert_eq!(fixture.load(&issued).unwrap().identity(), &node("north"));
+    assert!(fixture.authority.issue_at(&node("north"), &["sø.example".to_owned()]).is_err());
+}
+
 #[tokio::test]
 async fn garbage_and_a_stalled_handshake_hold_up_nobody() {
     let fixture = Fixture::new(1);

@@ -11,7 +11,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use understudy_node::config::NodeConfig;
+use understudy_node::config::{NodeConfig, split_host_port};
 use understudy_transport::{Authority, Identity, Role, create_private_dir, write_new_file};
 use understudy_types::{ClusterId, NodeName};
 use uuid::Uuid;
@@ -116,7 +116,8 @@ fn write_node(
     let tls = own.join("tls");
     create_private_dir(&tls)?;
     write_new_file(&tls.join("ca.pem"), 0o644, authority.certificate_pem().as_bytes())?;
-    let issued = authority.issue(&Identity::Node(config.name.clone()))?;
+    let identity = Identity::Node(config.name.clone());
+    let issued = authority.issue_at(&identity, &hosts_of(config))?;
     issued.save(&tls.join("node.pem"), &tls.join("node.key"))?;
     if config.data_dir.starts_with(&own) {
         passable_dir(&config.data_dir)?;
@@ -124,6 +125,13 @@ fn write_node(
     let config_file = own.join("node.toml");
     write_new_file(&config_file, 0o644, config.show().as_bytes())?;
     Ok(FoundedNode { config_file })
+}
+
+/// The hosts under which stock gRPC clients may look for this node: its own name and its address's.
+fn hosts_of(config: &NodeConfig) -> Vec<String> {
+    let host = split_host_port(&config.me().address).map(|(host, _)| host);
+    let host = host.map(|host| host.trim_matches(['[', ']']).to_owned());
+    std::iter::once(config.name.to_string()).chain(host).collect()
 }
 
 /// One person for each role, who bears the role's name.
