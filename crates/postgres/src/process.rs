@@ -83,6 +83,11 @@ impl PidFile {
             status: line(7).to_owned(),
         }))
     }
+
+    /// The postmaster accepts connections, also if for reading only.
+    pub(crate) fn says_ready(&self) -> bool {
+        matches!(self.status.as_str(), "ready" | "standby")
+    }
 }
 
 /// One line of /proc/PID/stat.

@@ -499,16 +499,22 @@ impl Server {
                 return Err(Error::StartFailed { status: status.to_string(), log });
             }
             let left = patience.saturating_sub(begun.elapsed());
-            let refusal = match connection::open(self.settings(), left.max(POLL)).await {
-                Ok(session) => {
-                    connection::close(session).await;
-                    return Ok(());
+            // A try before it says so would only start a process there that refuses, and fill its log.
+            let ready = process::PidFile::read(self.data_dir())?
+                .is_some_and(|file| Some(file.pid) == child.id() && file.says_ready());
+            let last = if ready {
+                match connection::open(self.settings(), left.max(POLL)).await {
+                    Ok(session) => {
+                        connection::close(session).await;
+                        return Ok(());
+                    }
+                    Err(error) => connection::words(&error),
                 }
-                Err(error) => error,
+            } else {
+                "it is still starting: the log says how far recovery is".to_owned()
             };
             if left.is_zero() {
                 let log = self.log_tail(log_offset, TAIL_LINES);
-                let last = connection::words(&refusal);
                 return Err(Error::StartTimeout { waited: patience, last, log });
             }
             tokio::time::sleep(POLL).await;
