@@ -140,7 +140,7 @@ impl HolderStage {
         matches!(self.step, Step::Covering { .. } | Step::LettingIn | Step::Open)
     }
 
-    fn gives_up(&self) -> bool {
+    pub(super) fn gives_up(&self) -> bool {
         let fencing = matches!(self.step, Step::Fencing { then: AfterFence::Release });
         fencing || matches!(self.step, Step::Draining | Step::Releasing)
     }

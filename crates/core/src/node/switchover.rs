@@ -94,6 +94,11 @@ impl Switching {
 impl Core {
     /// Decides, as the holder, what comes next for a switchover.
     pub(super) fn advance_switchover(&mut self, now: BootInstant) {
+        // The gate is shut for good: from here on there is only the release. An undo beside it could be
+        // accepted first, and the operation would end as failed while the cluster moves.
+        if self.stage().gives_up() {
+            return;
+        }
         let handing_over = self.stage().hands_over();
         if handing_over && !self.lease_runs(now) {
             let words = "the lease ran out in the middle of it: no majority confirms it".to_owned();
