@@ -9,6 +9,7 @@ mod init;
 mod operate;
 mod output;
 mod status;
+mod switchover;
 mod wal;
 
 use std::path::PathBuf;
@@ -61,6 +62,8 @@ enum Verb {
     Status(status::StatusArgs),
     /// Make another node active now.
     Failover(operate::FailoverArgs),
+    /// Make another node active with the active's help, losing nothing.
+    Switchover(switchover::SwitchoverArgs),
     /// Stop automatic failover until a stated end.
     Pause(operate::PauseArgs),
     /// End a pause before its time.
@@ -104,6 +107,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Verb::Status(args) => client(status::run(&context.load()?, &args)),
         Verb::Failover(args) => client(operate::failover(&context.load()?, &args)),
+        Verb::Switchover(args) => client(switchover::run(&context.load()?, &args)),
         Verb::Pause(args) => client(operate::pause(&context.load()?, &args)),
         Verb::Resume(args) => client(operate::resume(&context.load()?, &args)),
         Verb::Operation(args) => client(operate::operation(&context.load()?, &args)),
@@ -143,6 +147,9 @@ mod tests {
             "understudy list",
             "understudy failover --to south --reason storm --yes --wait",
             "understudy pause --for 10m --reason upgrade",
+            "understudy switchover --reason upgrade",
+            "understudy switchover --to south --pause-budget 10s --epoch 3 --wait --reason upgrade",
+            "understudy switchover --dry-run",
             "understudy resume",
             "understudy operation 7 --output json",
             "understudy wal get --journal /j 000000010000000000000001 pg_wal/RECOVERYXLOG",
@@ -160,6 +167,10 @@ mod tests {
             "understudy",
             "understudy run",
             "understudy failover",
+            "understudy switchover",
+            "understudy switchover --reason upgrade --pause-budget 10",
+            "understudy switchover --reason upgrade --pause-budget 10m",
+            "understudy switchover --reason upgrade --epoch three",
             "understudy pause --reason upgrade",
             "understudy pause --for 8d --reason upgrade",
             "understudy pause --for ten --reason upgrade",

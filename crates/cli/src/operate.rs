@@ -188,7 +188,7 @@ pub(crate) async fn operation(context: &Context, args: &OperationArgs) -> anyhow
     Ok(ExitCode::SUCCESS)
 }
 
-async fn look_up(context: &Context, id: u64) -> Result<OperationView, CallError> {
+pub(crate) async fn look_up(context: &Context, id: u64) -> Result<OperationView, CallError> {
     let request = v1::GetOperationRequest { id };
     call(context, async |mut client: AdminClient<Channel>| client.get_operation(request).await)
         .await
@@ -221,9 +221,17 @@ async fn wait_for_end(
 }
 
 /// Calls the nodes in turn, going on to the next only when nothing can have happened.
-async fn call<F>(context: &Context, request: F) -> Result<OperationView, CallError>
+pub(crate) async fn call<F>(context: &Context, request: F) -> Result<OperationView, CallError>
 where
     F: AsyncFn(AdminClient<Channel>) -> Result<tonic::Response<v1::OperationResponse>, Status>,
+{
+    Ok(call_any(context, request).await?.operation.unwrap_or_default().into())
+}
+
+/// The same for any answer.
+pub(crate) async fn call_any<F, T>(context: &Context, request: F) -> Result<T, CallError>
+where
+    F: AsyncFn(AdminClient<Channel>) -> Result<tonic::Response<T>, Status>,
 {
     let mut reasons = Vec::new();
     for node in &context.nodes {
@@ -236,10 +244,7 @@ where
         };
         let answer = tokio::time::timeout(CALL_TIMEOUT, request(AdminClient::new(channel))).await;
         let failed = match answer {
-            Ok(Ok(answer)) => {
-                let operation = answer.into_inner().operation.unwrap_or_default();
-                return Ok(operation.into());
-            }
+            Ok(Ok(answer)) => return Ok(answer.into_inner()),
             Ok(Err(status)) => status,
             Err(_) => {
                 let words = format!("{} did not answer within {CALL_TIMEOUT:?}", node.name);
@@ -290,7 +295,7 @@ fn confirm(status: &ClusterStatus, to: Option<&str>) -> anyhow::Result<()> {
     if line.trim() == "yes" { Ok(()) } else { Err(usage("not confirmed, nothing was done").into()) }
 }
 
-fn show(operation: &OperationView, output: Output) -> anyhow::Result<()> {
+pub(crate) fn show(operation: &OperationView, output: Output) -> anyhow::Result<()> {
     let text = match output {
         Output::Json => json!({ "version": 1, "operation": operation }).to_string() + "\n",
         Output::Text => render(operation),
@@ -318,7 +323,7 @@ fn parse_pause(text: &str) -> Result<Duration, String> {
 }
 
 /// Reads one number with a unit.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || "expected a number and a unit, as 90s, 10m, 2h, 1d".to_owned();
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = text.split_at(digits);

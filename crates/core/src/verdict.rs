@@ -55,6 +55,11 @@ pub enum Reason {
         /// Who takes over.
         candidate: String,
     },
+    /// The active is handing over by an operator's order.
+    HandingOver {
+        /// Who takes over.
+        candidate: String,
+    },
     /// A promotion is under way.
     Promoting {
         /// Who is being promoted.
@@ -98,6 +103,7 @@ impl Reason {
             Reason::Bootstrap => "bootstrap",
             Reason::Ready { .. } => "ready",
             Reason::FailingOver { .. } => "failing-over",
+            Reason::HandingOver { .. } => "handing-over",
             Reason::Promoting { .. } => "promoting",
             Reason::NoMajority => "no-majority",
             Reason::Paused => "paused",
@@ -127,6 +133,9 @@ impl fmt::Display for Reason {
             }
             Reason::FailingOver { candidate } => {
                 write!(f, "the active has lost its lease; {candidate} takes over")
+            }
+            Reason::HandingOver { candidate } => {
+                write!(f, "the active is handing over to {candidate}")
             }
             Reason::Promoting { candidate } => write!(f, "{candidate} is being promoted"),
             Reason::NoMajority => f.write_str(
@@ -174,17 +183,19 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
             reason: Reason::Promoting { candidate: state.name_of(promoting.to) },
             would_fail_over: true,
         },
-        Phase::Running => {
+        Phase::Running | Phase::Handover(_) => {
             let choice = choose(evidence);
             let lost = evidence.lease_over
                 || state.holder.as_ref().is_some_and(|holder| holder.released.is_some());
             match choice {
-                _ if state.pause.is_some() && state.order.is_none() => no(Reason::Paused),
+                _ if state.pause.is_some() && !state.is_ordered() => no(Reason::Paused),
                 Err(reason) => no(reason),
                 Ok(found) => {
                     let candidate = state.name_of(found.node);
                     let reason = if lost {
                         Reason::FailingOver { candidate }
+                    } else if state.handover().is_some() {
+                        Reason::HandingOver { candidate }
                     } else {
                         Reason::Ready { candidate }
                     };
@@ -202,7 +213,7 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
 pub fn choose(evidence: &Evidence<'_>) -> Result<Candidacy, Reason> {
     let state = evidence.state;
     let holder = state.holder.as_ref().map(|holder| holder.node);
-    let wanted = state.order.as_ref().map(|order| order.to);
+    let wanted = state.order.as_ref().map(|order| order.to).or(state.handed_to());
     let promotion = state.last_granted().map(|(_, granted)| granted.promotion);
     let mut best: Option<Candidacy> = None;
     let mut first_reason = None;
@@ -238,7 +249,7 @@ fn consider(
             None => return Err(Reason::CandidateSilent { candidate }),
         }
     };
-    if let Err(why) = evidence.state.check_data(node, report.durable_lsn) {
+    if let Err(why) = evidence.state.check_candidate(node, report.durable_lsn) {
         return Err(Reason::NotEligible { candidate, why });
     }
     let Some(durable_lsn) = report.durable_lsn.filter(|_| report.promotable) else {

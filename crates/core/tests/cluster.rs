@@ -307,6 +307,13 @@ impl Machine {
             }
             Task::LetClientsIn { .. } => Completion::ClientsLetIn,
             Task::Drain => Completion::Drained,
+            Task::PrepareSwitchover => Completion::SwitchoverPrepared,
+            Task::ShutClientsOut { .. } => Completion::ClientsShutOut,
+            Task::StopCleanly { .. } => {
+                self.postgres = None;
+                self.source = false;
+                Completion::StoppedCleanly { end_lsn: self.end }
+            }
             Task::Seal(epoch) => Completion::Sealed(self.journal.map(|journal| SealedEnd {
                 epoch,
                 timeline: journal.timeline,

@@ -97,6 +97,25 @@ fn write_kind(command: &Command) -> Kind {
                 at_unix_us: *at_unix_us,
             })
         }
+        Command::OrderSwitchover { to, epoch, budget, caller, reason, at_unix_us } => {
+            Kind::OrderSwitchover(message::OrderSwitchover {
+                to: to.0,
+                epoch: Some((*epoch).into()),
+                budget_ns: nanos(*budget),
+                caller: caller.clone(),
+                reason: reason.clone(),
+                at_unix_us: *at_unix_us,
+            })
+        }
+        Command::Handover { by, operation } => {
+            Kind::Handover(message::Handover { by: Some(write_proof(by)), operation: *operation })
+        }
+        Command::Undo { by, operation, why, at_unix_us } => Kind::Undo(message::Undo {
+            by: Some(write_proof(by)),
+            operation: *operation,
+            why: why.clone(),
+            at_unix_us: *at_unix_us,
+        }),
         Command::EndOrder { operation, why, at_unix_us } => Kind::EndOrder(message::EndOrder {
             operation: *operation,
             why: why.clone(),
@@ -174,6 +193,21 @@ pub(super) fn read(command: v1::Command) -> Result<Command, FieldError> {
             reason: c.reason,
             at_unix_us: c.at_unix_us,
         },
+        Kind::OrderSwitchover(c) => Command::OrderSwitchover {
+            to: NodeId(c.to),
+            epoch: epoch("epoch", c.epoch)?,
+            budget: Duration::from_nanos(c.budget_ns),
+            caller: c.caller,
+            reason: c.reason,
+            at_unix_us: c.at_unix_us,
+        },
+        Kind::Handover(c) => Command::Handover { by: read_proof(c.by)?, operation: c.operation },
+        Kind::Undo(c) => Command::Undo {
+            by: read_proof(c.by)?,
+            operation: c.operation,
+            why: c.why,
+            at_unix_us: c.at_unix_us,
+        },
         Kind::EndOrder(c) => {
             Command::EndOrder { operation: c.operation, why: c.why, at_unix_us: c.at_unix_us }
         }
@@ -190,10 +224,11 @@ pub(super) fn read(command: v1::Command) -> Result<Command, FieldError> {
 }
 
 fn write_expect(expect: &Expect) -> v1::Expect {
-    let (phase, promotion) = match expect.phase {
-        PhaseKey::Bootstrap => (v1::PhaseKind::Bootstrap, None),
-        PhaseKey::Promoting(promotion) => (v1::PhaseKind::Promoting, Some(promotion)),
-        PhaseKey::Running => (v1::PhaseKind::Running, None),
+    let (phase, promotion, handover) = match expect.phase {
+        PhaseKey::Bootstrap => (v1::PhaseKind::Bootstrap, None, None),
+        PhaseKey::Promoting(promotion) => (v1::PhaseKind::Promoting, Some(promotion), None),
+        PhaseKey::Running => (v1::PhaseKind::Running, None, None),
+        PhaseKey::Handover(operation) => (v1::PhaseKind::Handover, None, Some(operation)),
     };
     v1::Expect {
         epoch: Some(expect.epoch.into()),
@@ -202,6 +237,7 @@ fn write_expect(expect: &Expect) -> v1::Expect {
         phase: phase.into(),
         promotion: promotion.map(|id| id.0.as_bytes().to_vec()),
         config_version: expect.config_version,
+        handover,
     }
 }
 
@@ -214,6 +250,9 @@ fn read_expect(expect: Option<v1::Expect>) -> Result<Expect, FieldError> {
             PhaseKey::Promoting(PromotionId(uuid("expect.promotion", &promotion)?))
         }
         v1::PhaseKind::Running => PhaseKey::Running,
+        v1::PhaseKind::Handover => {
+            PhaseKey::Handover(required("expect.handover", expect.handover)?)
+        }
         v1::PhaseKind::Unspecified => return Err(unspecified("expect.phase")),
     };
     Ok(Expect {

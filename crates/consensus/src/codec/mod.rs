@@ -8,6 +8,7 @@ mod command;
 mod outcome;
 mod parts;
 mod state;
+mod switchover;
 #[cfg(test)]
 mod tests;
 

@@ -18,7 +18,7 @@ use super::parts::{
     read_release, write_config, write_mark, write_member, write_mode, write_promote_cause,
     write_published, write_release,
 };
-use super::{epoch, nanos, required, unspecified, uuid, word};
+use super::{epoch, nanos, required, switchover, unspecified, uuid, word};
 
 pub(super) fn write(state: &ClusterState) -> v1::ClusterState {
     let granted = state.lineage.iter().map(|(epoch, granted)| write_granted(*epoch, granted));
@@ -52,6 +52,7 @@ pub(super) fn write(state: &ClusterState) -> v1::ClusterState {
             .as_ref()
             .map(|order| message::FailoverOrder { operation: order.operation, to: order.to.0 }),
         operations: operations.collect(),
+        switchover: state.switchover.as_ref().map(switchover::write_state),
     }
 }
 
@@ -79,6 +80,7 @@ pub(super) fn read(state: v1::ClusterState) -> Result<ClusterState, FieldError> 
             .order
             .map(|order| FailoverOrder { operation: order.operation, to: NodeId(order.to) }),
         operations: state.operations.into_iter().map(read_operation).collect::<Result<_, _>>()?,
+        switchover: state.switchover.map(switchover::read_state).transpose()?,
     })
 }
 
@@ -91,10 +93,11 @@ fn read_identity(identity: message::Identity) -> Result<Identity, FieldError> {
 }
 
 fn write_phase(phase: &Phase) -> message::Phase {
-    let (kind, promoting) = match phase {
-        Phase::Bootstrap => (v1::PhaseKind::Bootstrap, None),
-        Phase::Promoting(promoting) => (v1::PhaseKind::Promoting, Some(promoting)),
-        Phase::Running => (v1::PhaseKind::Running, None),
+    let (kind, promoting, handover) = match phase {
+        Phase::Bootstrap => (v1::PhaseKind::Bootstrap, None, None),
+        Phase::Promoting(promoting) => (v1::PhaseKind::Promoting, Some(promoting), None),
+        Phase::Running => (v1::PhaseKind::Running, None, None),
+        Phase::Handover(handover) => (v1::PhaseKind::Handover, None, Some(handover)),
     };
     message::Phase {
         kind: kind.into(),
@@ -105,6 +108,7 @@ fn write_phase(phase: &Phase) -> message::Phase {
             cause: write_promote_cause(promoting.cause),
             resumes: promoting.resumes,
         }),
+        handover: handover.map(switchover::write_phase),
     }
 }
 
@@ -112,6 +116,10 @@ fn read_phase(phase: message::Phase) -> Result<Phase, FieldError> {
     match word("phase.kind", phase.kind)? {
         v1::PhaseKind::Bootstrap => Ok(Phase::Bootstrap),
         v1::PhaseKind::Running => Ok(Phase::Running),
+        v1::PhaseKind::Handover => {
+            let handover = required("phase.handover", phase.handover)?;
+            Ok(Phase::Handover(switchover::read_phase(&handover)))
+        }
         v1::PhaseKind::Promoting => {
             let promoting = required("phase.promoting", phase.promoting)?;
             Ok(Phase::Promoting(Promoting {
@@ -198,6 +206,7 @@ fn write_operation(id: u64, operation: &Operation) -> message::OrderedOperation 
     use message::ordered_operation::{Status, Verb};
     let verb = match operation.kind {
         OperationKind::Failover => Verb::Failover,
+        OperationKind::Switchover => Verb::Switchover,
         OperationKind::Pause => Verb::Pause,
         OperationKind::Resume => Verb::Resume,
     };
@@ -222,6 +231,7 @@ fn read_operation(operation: message::OrderedOperation) -> Result<(u64, Operatio
     use message::ordered_operation::{Status, Verb};
     let kind = match word("operation.verb", operation.verb)? {
         Verb::Failover => OperationKind::Failover,
+        Verb::Switchover => OperationKind::Switchover,
         Verb::Pause => OperationKind::Pause,
         Verb::Resume => OperationKind::Resume,
         Verb::Unspecified => return Err(unspecified("operation.verb")),

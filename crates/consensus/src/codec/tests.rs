@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::state::{
-    Durability, Expect, FailoverOrder, Granted, Holder, HolderProof, Identity, Ineligible, Mark,
-    Member, Operation, OperationKind, OperationStatus, Pause, Phase, PhaseKey, PromoteCause,
-    Promoting, Published, Rejection, ReleaseCause,
+    Durability, Expect, FailoverOrder, Granted, Handover, Holder, HolderProof, Identity,
+    Ineligible, Mark, Member, Operation, OperationKind, OperationStatus, Pause, Phase, PhaseKey,
+    PromoteCause, Promoting, Published, Rejection, ReleaseCause, Switchover,
 };
 use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor};
 use understudy_types::{
@@ -61,7 +61,12 @@ fn configs() -> Vec<ClusterConfig> {
 }
 
 fn promotes() -> Vec<Command> {
-    let phases = [PhaseKey::Bootstrap, PhaseKey::Promoting(promotion(4)), PhaseKey::Running];
+    let phases = [
+        PhaseKey::Bootstrap,
+        PhaseKey::Promoting(promotion(4)),
+        PhaseKey::Running,
+        PhaseKey::Handover(0),
+    ];
     let causes = [
         PromoteCause::Bootstrap,
         PromoteCause::LeaseOver,
@@ -105,6 +110,9 @@ fn holder_commands() -> Vec<Command> {
         Command::SyncAdd { by: BY, generation: 8, node: NodeId(1), at: Lsn(77) },
         Command::SyncRemove { by: BY, generation: 8, node: NodeId(1) },
         Command::ClearMark { by: BY, node: NodeId(1) },
+        Command::Handover { by: BY, operation: 0 },
+        Command::Handover { by: BY, operation: u64::MAX },
+        Command::Undo { by: BY, operation: 7, why: "zu spät".to_owned(), at_unix_us: -1 },
     ]
 }
 
@@ -127,6 +135,14 @@ fn commands() -> Vec<Command> {
             caller: caller.clone(),
             reason: reason.clone(),
             at_unix_us: -1,
+        },
+        Command::OrderSwitchover {
+            to: NodeId(2),
+            epoch: EPOCH,
+            budget: Duration::from_secs(10),
+            caller: caller.clone(),
+            reason: reason.clone(),
+            at_unix_us: 9,
         },
         Command::EndOrder { operation: 3, why: reason.clone(), at_unix_us: 0 },
         Command::Pause {
@@ -192,11 +208,17 @@ fn rejections() -> Vec<Rejection> {
 }
 
 fn operations() -> BTreeMap<u64, Operation> {
-    let kinds = [OperationKind::Failover, OperationKind::Pause, OperationKind::Resume];
+    let kinds = [
+        OperationKind::Failover,
+        OperationKind::Pause,
+        OperationKind::Resume,
+        OperationKind::Switchover,
+    ];
     let statuses = [
         (OperationStatus::Running, None),
         (OperationStatus::Done, Some(0)),
         (OperationStatus::Failed("it was \u{1f4a5}".to_owned()), Some(i64::MAX)),
+        (OperationStatus::Running, None),
     ];
     let operation = |(id, (kind, (status, ended_unix_us)))| {
         let (caller, reason) = ("c".to_owned(), "r".to_owned());
@@ -255,6 +277,13 @@ fn full() -> ClusterState {
         ]),
         pause: Some(Pause { until_unix_us: 5, operation: 6 }),
         order: Some(FailoverOrder { operation: 5, to: NodeId(2) }),
+        switchover: Some(Switchover {
+            operation: 6,
+            to: NodeId(1),
+            epoch: EPOCH,
+            budget: Duration::from_secs(10),
+            clean_end: Some(Lsn(99)),
+        }),
         operations: operations(),
     }
 }
@@ -270,7 +299,15 @@ fn states() -> Vec<ClusterState> {
     let mut bare_holder = full();
     bare_holder.holder =
         bare_holder.holder.map(|holder| Holder { released: None, published: None, ..holder });
-    vec![ClusterState::default(), full(), ClusterState { phase: promoting, ..full() }, bare_holder]
+    let handover =
+        Phase::Handover(Handover { operation: 6, to: NodeId(1), budget: Duration::from_secs(1) });
+    vec![
+        ClusterState::default(),
+        full(),
+        ClusterState { phase: promoting, ..full() },
+        ClusterState { phase: handover, ..full() },
+        bare_holder,
+    ]
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Core {
     fn promoting(&self) -> Option<&Promoting> {
         match &self.state.phase {
             Phase::Promoting(promoting) => Some(promoting),
-            Phase::Bootstrap | Phase::Running => None,
+            Phase::Bootstrap | Phase::Running | Phase::Handover(_) => None,
         }
     }
 
@@ -182,9 +182,7 @@ impl Core {
         let first = promoting.cause == crate::state::PromoteCause::Bootstrap;
         match completion {
             Completion::ReadDone => self.confirmed(&promoting, first),
-            Completion::Sealed(Some(sealed)) => {
-                self.candidate().step = Step::Replaying(sealed);
-            }
+            Completion::Sealed(Some(sealed)) => self.sealed(sealed),
             Completion::Sealed(None) => {
                 self.trouble = Some("its journal is empty: it cannot be promoted".to_owned());
             }
@@ -200,7 +198,26 @@ impl Core {
             | Completion::ClientsLetIn
             | Completion::Surveyed(_)
             | Completion::Joined
-            | Completion::Drained => {}
+            | Completion::Drained
+            | Completion::SwitchoverPrepared
+            | Completion::ClientsShutOut
+            | Completion::StoppedCleanly { .. } => {}
+        }
+    }
+
+    /// After a clean handover the seal must reach the end of the old active's WAL: with less, the old
+    /// active goes on, which has it.
+    fn sealed(&mut self, sealed: SealedEnd) {
+        let clean_end = self.state.switchover.as_ref().and_then(|found| found.clean_end);
+        match clean_end.filter(|end| sealed.record_end_lsn < *end) {
+            Some(end) => {
+                let words = format!(
+                    "its journal ends at {} where the old active handed over {end}",
+                    sealed.record_end_lsn
+                );
+                self.candidate().failure = Some(TaskFailure { words, suspect: true });
+            }
+            None => self.candidate().step = Step::Replaying(sealed),
         }
     }
 

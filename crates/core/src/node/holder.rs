@@ -9,6 +9,7 @@ use understudy_types::{
     SourcePositions,
 };
 
+use super::switchover::Switching;
 use super::{Action, Completion, Core, PostgresView, Role, Slot, Task, receiver_of};
 use crate::OnPassiveLoss;
 use crate::state::{Command, HolderProof, Published, ReleaseCause};
@@ -38,6 +39,8 @@ enum Step {
     LettingIn,
     /// Serving.
     Open,
+    /// Clients are shut out and the server is being stopped, by an operator's order.
+    HandingOver,
     /// Ordered to step down: the gate is shut, what it released is on its way.
     Draining,
     /// Ending every process of the server.
@@ -47,7 +50,7 @@ enum Step {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AfterFence {
+pub(super) enum AfterFence {
     Restart,
     Release,
 }
@@ -67,6 +70,12 @@ pub(super) struct HolderStage {
     proposed_adds: BTreeMap<NodeId, u64>,
     last_attached: BTreeMap<NodeId, BootInstant>,
     restarts: Vec<BootInstant>,
+    /// The switchover that is being carried out.
+    pub(super) switching: Option<Switching>,
+    /// Which switchover is not carried out, and why not.
+    pub(super) undo: Option<(u64, String)>,
+    /// On what ground the lease goes back.
+    release: ReleaseCause,
 }
 
 impl HolderStage {
@@ -80,6 +89,9 @@ impl HolderStage {
             proposed_adds: BTreeMap::new(),
             last_attached: BTreeMap::new(),
             restarts: Vec::new(),
+            switching: None,
+            undo: None,
+            release: ReleaseCause::Fenced,
         }
     }
 
@@ -94,6 +106,7 @@ impl HolderStage {
             Step::Covering { .. } => "covering",
             Step::LettingIn => "opening",
             Step::Open => "holder",
+            Step::HandingOver => self.switching.map_or("stopping", |switching| switching.word()),
             Step::Draining => "stepping-down",
             Step::Fencing { .. } => "fencing",
             Step::Releasing => "released",
@@ -104,19 +117,37 @@ impl HolderStage {
         matches!(self.step, Step::Open)
     }
 
+    pub(super) fn hands_over(&self) -> bool {
+        matches!(self.step, Step::HandingOver)
+    }
+
+    pub(super) fn hand_over(&mut self, switching: Switching) {
+        self.switching = Some(switching);
+        self.step = Step::HandingOver;
+    }
+
+    pub(super) fn let_in_again(&mut self) {
+        self.step = Step::LettingIn;
+    }
+
+    pub(super) fn release(&mut self, cause: ReleaseCause) {
+        self.release = cause;
+        self.step = Step::Releasing;
+    }
+
     /// The gate's connection exists and its server should be alive.
     fn has_server(&self) -> bool {
         matches!(self.step, Step::Covering { .. } | Step::LettingIn | Step::Open)
     }
 
-    fn gives_up(&self) -> bool {
+    pub(super) fn gives_up(&self) -> bool {
         let fencing = matches!(self.step, Step::Fencing { then: AfterFence::Release });
         fencing || matches!(self.step, Step::Draining | Step::Releasing)
     }
 }
 
 impl Core {
-    fn stage(&mut self) -> &mut HolderStage {
+    pub(super) fn stage(&mut self) -> &mut HolderStage {
         match &mut self.role {
             Role::Holder(stage) => stage,
             Role::Idle | Role::Candidate(_) | Role::Passive(_) => {
@@ -125,7 +156,7 @@ impl Core {
         }
     }
 
-    fn proof(&self) -> HolderProof {
+    pub(super) fn proof(&self) -> HolderProof {
         HolderProof { epoch: self.state.epoch, node: self.me, process: self.process }
     }
 
@@ -141,6 +172,7 @@ impl Core {
         }
         self.renew_when_due(now);
         self.watch_server(now);
+        self.advance_switchover(now);
         let idle = self.running.is_none() && now >= self.retry_at;
         match self.stage().step {
             Step::Acquiring => {
@@ -166,11 +198,15 @@ impl Core {
             | Step::Taking
             | Step::LettingIn
             | Step::Open
+            | Step::HandingOver
             | Step::Draining
             | Step::Fencing { .. } => {}
         }
         if self.stage().has_server() {
             self.change_sync_set(now);
+            self.publish_permit();
+        } else if self.stage().hands_over() {
+            // The stop waits until the gate has let everything pass.
             self.publish_permit();
         }
     }
@@ -266,7 +302,7 @@ impl Core {
         self.fence(if often && somebody_else { AfterFence::Release } else { AfterFence::Restart });
     }
 
-    fn fence(&mut self, then: AfterFence) {
+    pub(super) fn fence(&mut self, then: AfterFence) {
         // A restart in place keeps the epoch, so the permit may come back with the next server; until
         // then there is no connection that it could act on.
         self.permit = None;
@@ -306,6 +342,9 @@ impl Core {
                 }
                 _ => self.stage().step = Step::Acquiring,
             },
+            Completion::SwitchoverPrepared => self.switchover_prepared(now),
+            Completion::ClientsShutOut => self.clients_shut_out(now),
+            Completion::StoppedCleanly { end_lsn } => self.stopped_cleanly(now, end_lsn),
             Completion::DataReady
             | Completion::Sealed(_)
             | Completion::PromotedLocally { .. }
@@ -332,6 +371,9 @@ impl Core {
             Task::ReadIndex => self.stage().step = Step::Acquiring,
             // Tried again by advance_holder after a pause.
             Task::Fence | Task::LetClientsIn { .. } => {}
+            Task::PrepareSwitchover | Task::ShutClientsOut { .. } | Task::StopCleanly { .. } => {
+                self.switchover_failed(task);
+            }
             Task::PrepareData
             | Task::Seal(_)
             | Task::PromoteLocally { .. }
@@ -341,7 +383,7 @@ impl Core {
     }
 
     /// Only after the fence: the gate is shut for good, no renewal is sent any more, no process left.
-    fn propose_release(&mut self, now: BootInstant) {
+    pub(super) fn propose_release(&mut self, now: BootInstant) {
         let Some(holder) = &self.state.holder else { return };
         let renewed_here = holder.process == self.process;
         if holder.released.is_some() || !renewed_here {
@@ -349,7 +391,8 @@ impl Core {
         }
         let seq = holder.seq;
         let by = self.proof();
-        let command = Command::Release { by, seq, cause: ReleaseCause::Fenced };
+        let cause = self.stage().release;
+        let command = Command::Release { by, seq, cause };
         self.propose(now, Slot::Release, command);
     }
 
@@ -454,7 +497,8 @@ impl Core {
         let (Some(deadline), Some(grant)) = (self.lease.deadline(), self.running_grant()) else {
             return;
         };
-        let mode = self.mode_in_force();
+        let strict = self.stage().switching.is_some_and(|switching| switching.is_strict());
+        let mode = if strict { DurabilityMode::Zero } else { self.mode_in_force() };
         let pending = self.stage().pending_adds.clone();
         let lifted = self.state.durability.lifted;
         let mut waited_for: BTreeSet<NodeId> = self.state.durability.waited.clone();

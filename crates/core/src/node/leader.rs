@@ -28,6 +28,7 @@ pub(super) struct LeaderView {
     since: BootInstant,
     lost_since: Option<BootInstant>,
     order_since: Option<(u64, BootInstant)>,
+    switchover_since: Option<(u64, BootInstant)>,
 }
 
 impl LeaderView {
@@ -42,6 +43,16 @@ impl LeaderView {
             Some((id, at)) if id == order.operation => (id, at),
             Some(_) | None => (order.operation, now),
         });
+        self.switchover_since =
+            state.switchover.as_ref().map(|switchover| match self.switchover_since {
+                Some((id, at)) if id == switchover.operation => (id, at),
+                Some(_) | None => (switchover.operation, now),
+            });
+    }
+
+    /// Since when this node has known of the switchover under way.
+    pub(super) fn switchover_since(&self) -> Option<BootInstant> {
+        self.switchover_since.map(|(_, at)| at)
     }
 }
 
@@ -64,8 +75,9 @@ impl Core {
         match self.state.phase.clone() {
             Phase::Bootstrap => self.grant_first(now),
             Phase::Promoting(promoting) => self.supersede_if_stuck(now, promoting.to),
-            Phase::Running => self.answer_loss(now),
+            Phase::Running | Phase::Handover(_) => self.answer_loss(now),
         }
+        self.end_stale_switchover(now);
     }
 
     /// The first epoch goes to the node that founding named, once it has a data directory.
@@ -113,7 +125,7 @@ impl Core {
         }
         let lost_since = *self.leader.lost_since.get_or_insert(now);
         let ordered = self.state.order.is_some();
-        let allowed = ordered || self.state.pause.is_none();
+        let allowed = self.state.is_ordered() || self.state.pause.is_none();
         let cause = if released { PromoteCause::Released } else { PromoteCause::LeaseOver };
         let choice = verdict::choose(&self.evidence(now));
         match choice {
@@ -181,7 +193,7 @@ impl Core {
         self.propose(now, Slot::Promote, command);
     }
 
-    fn report_of(&self, now: BootInstant, node: NodeId) -> Option<super::PeerReport> {
+    pub(super) fn report_of(&self, now: BootInstant, node: NodeId) -> Option<super::PeerReport> {
         if node == self.me {
             return Some(self.own_report(now));
         }

@@ -13,6 +13,7 @@ mod holder;
 mod leader;
 mod lease;
 mod passive;
+mod switchover;
 mod views;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -80,6 +81,8 @@ pub enum Slot {
     Promote,
     /// The candidate's report.
     Promoted,
+    /// The beginning of a handover, or its undoing, by the holder.
+    Switchover,
     /// The end of an order or of a pause, by the leader.
     Housekeeping,
     /// A mark.
@@ -161,6 +164,15 @@ pub enum Completion {
     /// The gate let nothing pass any more, and what it had released is durable at the passive, or the
     /// time for that was up.
     Drained,
+    /// A checkpoint is written, so that the one at the stop is small.
+    SwitchoverPrepared,
+    /// No client session is left, and none can begin.
+    ClientsShutOut,
+    /// The server stopped cleanly, nothing of it is left, and everything is durable at the candidate.
+    StoppedCleanly {
+        /// The end of its WAL, the shutdown checkpoint included.
+        end_lsn: Lsn,
+    },
 }
 
 /// A task did not go well.
@@ -204,6 +216,21 @@ pub enum Task {
     },
     /// Shut the gate for good and wait, bounded, until what it released is durable at the passive.
     Drain,
+    /// Write a checkpoint while clients are served, so that the one at the stop is small.
+    PrepareSwitchover,
+    /// Close pg_hba and end every client session; those in a transaction are given `grace` first.
+    ShutClientsOut {
+        /// How long a transaction may take to end by itself.
+        grace: Duration,
+    },
+    /// Stop the server the fast way with the gate open, prove that nothing of it is left and that it
+    /// ended cleanly, and wait until all of its WAL is durable at `to`.
+    StopCleanly {
+        /// The candidate.
+        to: NodeId,
+        /// How long that may take.
+        within: Duration,
+    },
     /// Stop following, make the epoch durable, refuse older frames from now on.
     Seal(Epoch),
     /// Promote the local standby to the granted timeline, behind a closed pg_hba.
@@ -512,6 +539,9 @@ impl Core {
             Command::Promote { .. } => drop(self.pending.remove(&Slot::Promote)),
             Command::Promoted { .. } => drop(self.pending.remove(&Slot::Promoted)),
             Command::Release { .. } => drop(self.pending.remove(&Slot::Release)),
+            Command::Handover { .. } | Command::Undo { .. } => {
+                self.pending.remove(&Slot::Switchover);
+            }
             Command::SetMark { .. } | Command::ClearMark { .. } => {
                 self.pending.remove(&Slot::Mark);
             }
@@ -521,6 +551,7 @@ impl Core {
             Command::Renew { .. }
             | Command::Found { .. }
             | Command::OrderFailover { .. }
+            | Command::OrderSwitchover { .. }
             | Command::Pause { .. } => {}
         }
     }
@@ -593,14 +624,14 @@ impl Core {
                     self.role = Role::Candidate(Candidate::begin(promotion));
                 }
             }
-            (Phase::Running, Some(holder)) if holder == self.me => {
+            (Phase::Running | Phase::Handover(_), Some(holder)) if holder == self.me => {
                 let same = matches!(&self.role, Role::Holder(s) if s.epoch() == self.state.epoch);
                 if !same {
                     self.leave_role();
                     self.role = Role::Holder(HolderStage::begin(self.state.epoch));
                 }
             }
-            (Phase::Promoting(_) | Phase::Running, _) => {
+            (Phase::Promoting(_) | Phase::Running | Phase::Handover(_), _) => {
                 if !matches!(self.role, Role::Passive(_)) {
                     self.close_gate_for_good();
                     self.leave_role();

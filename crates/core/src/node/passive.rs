@@ -7,7 +7,6 @@ use understudy_types::{Admission, BootInstant, Epoch, NodeId, PermitSerial};
 
 use super::{Action, Completion, Core, DataView, FollowEnd, PostgresView, Role, Task, TaskFailure};
 use crate::rejoin::{self, Plan, Rung, Survey};
-use crate::state::Phase;
 
 /// A standby that answers nothing for this long is started again.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -131,7 +130,7 @@ impl Core {
     }
 
     fn keep_following(&mut self, idle: bool) {
-        if self.state.phase != Phase::Running {
+        if !self.state.is_held() {
             self.unfollow();
             return;
         }
@@ -214,7 +213,10 @@ impl Core {
             | Completion::ClientsLetIn
             | Completion::Sealed(_)
             | Completion::PromotedLocally { .. }
-            | Completion::Drained => {}
+            | Completion::Drained
+            | Completion::SwitchoverPrepared
+            | Completion::ClientsShutOut
+            | Completion::StoppedCleanly { .. } => {}
         }
     }
 

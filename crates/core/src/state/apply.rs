@@ -10,6 +10,7 @@ use understudy_types::{
     ClusterId, DurabilityMode, Epoch, Lsn, NodeId, NodeKind, SystemId, Timeline,
 };
 
+use super::switchover::Order;
 use super::{
     ClusterState, Command, Durability, Expect, FailoverOrder, Granted, Holder, HolderProof,
     Identity, Ineligible, Mark, Member, OPERATIONS_KEPT, Operation, OperationKind, OperationStatus,
@@ -42,6 +43,7 @@ impl ClusterState {
                 self.check_seq(*seq)?;
                 let holder = self.holder.as_mut().expect("check_holder found one");
                 holder.released = Some(*cause);
+                self.note_clean_end();
                 Ok(None)
             }
             Command::SyncAdd { by, generation, node, at } => {
@@ -64,7 +66,20 @@ impl ClusterState {
                 self.order = Some(FailoverOrder { operation: index, to: *to });
                 Ok(Some(index))
             }
+            Command::OrderSwitchover { to, epoch, budget, caller, reason, at_unix_us } => {
+                let (to, epoch, budget) = (*to, *epoch, *budget);
+                let at_unix_us = *at_unix_us;
+                let order = Order { to, epoch, budget, caller, reason, at_unix_us };
+                self.order_switchover(index, &order)
+            }
+            Command::Handover { by, operation } => self.hand_over(by, *operation),
+            Command::Undo { by, operation, why, at_unix_us } => {
+                self.undo(by, *operation, why, *at_unix_us)
+            }
             Command::EndOrder { operation, why, at_unix_us } => {
+                if self.end_switchover(*operation, why, *at_unix_us) {
+                    return Ok(None);
+                }
                 if self.order.as_ref().map(|order| order.operation) != Some(*operation) {
                     return Err(Rejection::NoOperation);
                 }
@@ -264,9 +279,9 @@ impl ClusterState {
                 let fits = self.phase == Phase::Bootstrap && initial == Some(to);
                 return if fits { Ok(()) } else { Err(Rejection::Phase) };
             }
-            PromoteCause::LeaseOver => self.check_running()?,
+            PromoteCause::LeaseOver => self.check_held()?,
             PromoteCause::Released => {
-                self.check_running()?;
+                self.check_held()?;
                 if self.holder.as_ref().is_none_or(|holder| holder.released.is_none()) {
                     return Err(Rejection::NotEligible { node: to, why: Ineligible::NotReleased });
                 }
@@ -289,7 +304,8 @@ impl ClusterState {
                 None => Ok(()),
             };
         }
-        self.check_data(to, durable_lsn).map_err(|why| Rejection::NotEligible { node: to, why })
+        self.check_candidate(to, durable_lsn)
+            .map_err(|why| Rejection::NotEligible { node: to, why })
     }
 
     /// Whether `to` has the data that a promotion may rest on, by what was published last.
@@ -363,6 +379,7 @@ impl ClusterState {
         if promoting.timeline != *timeline {
             return Err(Rejection::BadTimeline(*timeline));
         }
+        let cause = promoting.cause;
         let parent = self.last_granted().map(|(epoch, _)| epoch);
         // Whoever resumes writes on in its own history: same promotion identity, no fork.
         let promotion = match (promoting.resumes, parent) {
@@ -389,6 +406,7 @@ impl ClusterState {
             };
             self.end(order.operation, status, *at_unix_us);
         }
+        self.settle_switchover(*node, cause, *at_unix_us);
         Ok(None)
     }
 
@@ -411,6 +429,9 @@ impl ClusterState {
         if let Some(order) = &self.order {
             return Err(Rejection::Busy(order.operation));
         }
+        if let Some(switchover) = &self.switchover {
+            return Err(Rejection::Busy(switchover.operation));
+        }
         if self.active() == Some(to) {
             return Err(Rejection::NotEligible { node: to, why: Ineligible::IsHolder });
         }
@@ -418,7 +439,7 @@ impl ClusterState {
         self.check_data(to, Some(Lsn::MAX)).map_err(|why| Rejection::NotEligible { node: to, why })
     }
 
-    fn begin(
+    pub(super) fn begin(
         &mut self,
         index: u64,
         kind: OperationKind,
@@ -446,14 +467,14 @@ impl ClusterState {
         }
     }
 
-    fn end(&mut self, operation: u64, status: OperationStatus, at_unix_us: i64) {
+    pub(super) fn end(&mut self, operation: u64, status: OperationStatus, at_unix_us: i64) {
         if let Some(operation) = self.operations.get_mut(&operation) {
             operation.status = status;
             operation.ended_unix_us = Some(at_unix_us);
         }
     }
 
-    fn check_epoch(&self, expected: Epoch) -> Result<(), Rejection> {
+    pub(super) fn check_epoch(&self, expected: Epoch) -> Result<(), Rejection> {
         if expected == self.epoch {
             Ok(())
         } else {
@@ -461,8 +482,12 @@ impl ClusterState {
         }
     }
 
-    fn check_running(&self) -> Result<(), Rejection> {
+    pub(super) fn check_running(&self) -> Result<(), Rejection> {
         if self.phase == Phase::Running { Ok(()) } else { Err(Rejection::Phase) }
+    }
+
+    fn check_held(&self) -> Result<(), Rejection> {
+        if self.is_held() { Ok(()) } else { Err(Rejection::Phase) }
     }
 
     fn check_seq(&self, expected: u64) -> Result<(), Rejection> {
@@ -475,7 +500,7 @@ impl ClusterState {
         if expected == current { Ok(()) } else { Err(Rejection::Generation { expected, current }) }
     }
 
-    fn check_data_node(&self, node: NodeId) -> Result<(), Rejection> {
+    pub(super) fn check_data_node(&self, node: NodeId) -> Result<(), Rejection> {
         let data = self.members.get(&node).is_some_and(|member| member.kind == NodeKind::Data);
         if data { Ok(()) } else { Err(Rejection::NotADataNode(node)) }
     }
@@ -495,7 +520,7 @@ impl ClusterState {
     }
 
     /// The holder of the epoch speaks, from the process that renewed last, and has not released.
-    fn check_holder(&self, by: &HolderProof) -> Result<(), Rejection> {
+    pub(super) fn check_holder(&self, by: &HolderProof) -> Result<(), Rejection> {
         self.check_epoch(by.epoch)?;
         let holder = self.holder.as_ref().ok_or(Rejection::NotHolder(by.node))?;
         if holder.node != by.node {

@@ -35,6 +35,8 @@ pub enum PhaseKey {
     Promoting(PromotionId),
     /// A holder runs.
     Running,
+    /// A holder is handing over, on behalf of this operation.
+    Handover(u64),
 }
 
 /// Who speaks as the holder: every command of a holder carries it (RULE 3).
@@ -185,6 +187,40 @@ pub enum Command {
         /// Wall-clock microseconds.
         at_unix_us: i64,
     },
+    /// An operator's switchover.
+    OrderSwitchover {
+        /// To whom.
+        to: NodeId,
+        /// Refused in another epoch.
+        epoch: Epoch,
+        /// How long clients may be shut out before it is undone; kept within
+        /// `PAUSE_BUDGET_MIN` and `PAUSE_BUDGET_MAX`.
+        budget: Duration,
+        /// Who ordered it.
+        caller: String,
+        /// Why.
+        reason: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
+    /// The holder begins to hand over: clients are shut out from here on.
+    Handover {
+        /// The holder.
+        by: HolderProof,
+        /// On whose behalf.
+        operation: u64,
+    },
+    /// The holder goes on instead of handing over. Not possible once it has released.
+    Undo {
+        /// The holder.
+        by: HolderProof,
+        /// What it does not carry out.
+        operation: u64,
+        /// Why not.
+        why: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
     /// Ends an operation that cannot be carried out.
     EndOrder {
         /// Which.
@@ -230,6 +266,9 @@ impl Command {
             Command::Promote { .. } => "promote",
             Command::Promoted { .. } => "promoted",
             Command::OrderFailover { .. } => "order-failover",
+            Command::OrderSwitchover { .. } => "order-switchover",
+            Command::Handover { .. } => "handover",
+            Command::Undo { .. } => "undo",
             Command::EndOrder { .. } => "end-order",
             Command::Pause { .. } => "pause",
             Command::Resume { .. } => "resume",
@@ -387,6 +426,7 @@ impl OperationKind {
     pub fn word(self) -> &'static str {
         match self {
             OperationKind::Failover => "failover",
+            OperationKind::Switchover => "switchover",
             OperationKind::Pause => "pause",
             OperationKind::Resume => "resume",
         }

@@ -5,6 +5,7 @@
 
 mod apply;
 mod command;
+mod switchover;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ pub use command::{
     Command, Expect, HolderProof, Ineligible, Outcome, PhaseKey, PromoteCause, Rejection,
     ReleaseCause,
 };
+pub use switchover::{Handover, PAUSE_BUDGET_MAX, PAUSE_BUDGET_MIN, Switchover};
 
 use crate::ClusterConfig;
 
@@ -56,6 +58,8 @@ pub struct ClusterState {
     pub pause: Option<Pause>,
     /// An operator's failover that is under way.
     pub order: Option<FailoverOrder>,
+    /// An operator's switchover that is under way.
+    pub switchover: Option<Switchover>,
     /// What operators ordered, by the log index that recorded it.
     pub operations: BTreeMap<u64, Operation>,
 }
@@ -96,6 +100,8 @@ pub enum Phase {
     Promoting(Promoting),
     /// The holder has reported; it may acknowledge under its lease.
     Running,
+    /// As running, but the holder is stopping cleanly so that another node may follow it.
+    Handover(Handover),
 }
 
 /// A grant that is being carried out.
@@ -234,6 +240,8 @@ pub struct Operation {
 pub enum OperationKind {
     /// Make another node active.
     Failover,
+    /// The same with the active's help: nothing is lost.
+    Switchover,
     /// Stop automatic failover.
     Pause,
     /// End a pause.
@@ -282,7 +290,7 @@ impl ClusterState {
     /// The node that may be active: the holder, once its promotion was reported.
     pub fn active(&self) -> Option<NodeId> {
         match self.phase {
-            Phase::Running => self.holder.as_ref().map(|holder| holder.node),
+            Phase::Running | Phase::Handover(_) => self.holder.as_ref().map(|holder| holder.node),
             Phase::Bootstrap | Phase::Promoting(_) => None,
         }
     }
@@ -303,6 +311,7 @@ impl ClusterState {
             Phase::Bootstrap => PhaseKey::Bootstrap,
             Phase::Promoting(promoting) => PhaseKey::Promoting(promoting.promotion),
             Phase::Running => PhaseKey::Running,
+            Phase::Handover(handover) => PhaseKey::Handover(handover.operation),
         }
     }
 

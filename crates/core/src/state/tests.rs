@@ -12,6 +12,8 @@ use uuid::Uuid;
 use super::*;
 use crate::OnSoleSurvivor;
 
+mod switchover;
+
 const A: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);
 const W: NodeId = NodeId(3);
@@ -330,7 +332,7 @@ fn arbitrary(bench: &mut Bench, choice: u8, a: u64, b: u64) -> Command {
         process: ProcessStart(b % 3),
     };
     let generation = bench.state.durability.generation.saturating_sub(b % 2);
-    match choice % 9 {
+    match choice % 12 {
         0 => bench.renew(node, b % 3, a % 20),
         1 => Command::SyncAdd { by, generation, node: NodeId(b % 4), at: Lsn(a) },
         2 => Command::SyncRemove { by, generation, node: NodeId(b % 4) },
@@ -345,8 +347,17 @@ fn arbitrary(bench: &mut Bench, choice: u8, a: u64, b: u64) -> Command {
         6 => Command::Release { by, seq: a % 20, cause: ReleaseCause::Fenced },
         7 => match &bench.state.phase {
             Phase::Promoting(promoting) => bench.promoted_command(promoting.to, Some(a)),
-            Phase::Bootstrap | Phase::Running => bench.renew(A, 1, a),
+            Phase::Bootstrap | Phase::Running | Phase::Handover(_) => bench.renew(A, 1, a),
         },
+        8 => switchover::order(bench, node),
+        9 => Command::Handover { by, operation: switchover::under_way(bench) + b % 2 },
+        10 => Command::Undo {
+            by,
+            operation: switchover::under_way(bench),
+            why: "so".to_owned(),
+            at_unix_us: 1,
+        },
+        11 => Command::Release { by, seq: a % 20, cause: ReleaseCause::CleanEnd(Lsn(a)) },
         _ => bench.renew(A, 1, a % 20),
     }
 }
@@ -372,7 +383,18 @@ proptest! {
             prop_assert!(after.durability.eligible.is_subset(&after.durability.waited));
             let holder = after.holder.as_ref().map(|holder| holder.node);
             prop_assert!(holder.is_none_or(|node| !after.durability.waited.contains(&node))
-                || after.phase != Phase::Running);
+                || !after.is_held());
+            // A handover has an operation, an operation that runs has an order, and an ended one none.
+            let order = after.switchover.as_ref().map(|order| order.operation);
+            prop_assert!(after.handover().is_none_or(|h| Some(h.operation) == order));
+            for (id, operation) in &after.operations {
+                if operation.kind == OperationKind::Switchover {
+                    prop_assert_eq!(
+                        operation.status == OperationStatus::Running,
+                        order == Some(*id)
+                    );
+                }
+            }
             let _ = replayed.apply(bench.index, &command);
         }
         prop_assert_eq!(replayed, bench.state);

@@ -5,6 +5,7 @@
 //! out here: an order is a command in the log, and its operation's outcome is in the replicated state.
 
 mod routes;
+mod switchover;
 #[cfg(test)]
 mod tests;
 
@@ -201,6 +202,40 @@ impl Admin for AdminService {
             at_unix_us: wall_unix_us(),
         })
         .await
+    }
+
+    async fn switchover(
+        &self,
+        request: Request<v1::SwitchoverRequest>,
+    ) -> Result<Response<v1::OperationResponse>, Status> {
+        let caller = operator(&request)?;
+        let request = request.into_inner();
+        let state = self.state();
+        self.order(Command::OrderSwitchover {
+            to: target(&state, &request.to)?,
+            epoch: request.expect_epoch.map_or(state.epoch, Into::into),
+            budget: switchover::checked_budget(request.pause_budget_ms)?,
+            caller,
+            reason: checked_reason(request.reason)?,
+            at_unix_us: wall_unix_us(),
+        })
+        .await
+    }
+
+    async fn plan_switchover(
+        &self,
+        request: Request<v1::SwitchoverRequest>,
+    ) -> Result<Response<v1::SwitchoverPlan>, Status> {
+        operator(&request)?;
+        let request = request.into_inner();
+        let state = self.state();
+        let to = target(&state, &request.to)?;
+        let epoch = request.expect_epoch.map_or(state.epoch, Into::into);
+        let budget = switchover::checked_budget(request.pause_budget_ms)?;
+        let status = self.context.status.borrow().clone();
+        let status = ClusterStatus::clone(&status);
+        let status = status.at_most_writable((self.context.writability)().writable);
+        Ok(Response::new(switchover::plan(&state, &status, to, epoch, budget)))
     }
 
     async fn pause(

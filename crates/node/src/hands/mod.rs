@@ -8,6 +8,7 @@ mod follow;
 mod hold;
 mod join;
 mod observe;
+mod switchover;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -161,6 +162,9 @@ impl Hands {
             Task::Hold(grant) => self.hold(&grant).await,
             Task::LetClientsIn { .. } => self.let_clients_in().await,
             Task::Drain => self.drain().await,
+            Task::PrepareSwitchover => self.prepare_switchover().await,
+            Task::ShutClientsOut { grace } => self.shut_clients_out(grace).await,
+            Task::StopCleanly { to, within } => self.stop_cleanly(to, within).await,
             Task::Seal(epoch) => self.seal(epoch).await,
             Task::PromoteLocally { grant, target_lsn, peers } => {
                 self.promote_locally(&grant, target_lsn, &peers).await

@@ -223,7 +223,8 @@ impl<'a> View<'a> {
             Phase::Bootstrap => "bootstrap",
             Phase::Promoting(_) => "promoting",
             Phase::Running if self.active.is_some() => "running",
-            Phase::Running => "no-active",
+            Phase::Handover(_) if self.active.is_some() => "handover",
+            Phase::Running | Phase::Handover(_) => "no-active",
         }
     }
 

@@ -47,7 +47,7 @@ pub struct ClusterStatus {
     /// Who holds the lease, as far as the answering node can tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<String>,
-    /// `bootstrap`, `promoting`, `running`, or `no-active`: granted, but nobody holds the lease.
+    /// `bootstrap`, `promoting`, `running`, `handover`, or `no-active`: granted, but nobody holds the lease.
     pub phase: String,
     /// The dial in force.
     pub durability: DurabilityMode,
@@ -222,7 +222,7 @@ pub struct StepProgress {
 pub struct OperationView {
     /// The log index that recorded it.
     pub id: u64,
-    /// `failover`, `pause`, `resume`.
+    /// `failover`, `switchover`, `pause`, `resume`.
     pub kind: String,
     /// Who ordered it.
     pub caller: String,
