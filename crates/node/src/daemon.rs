@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use understudy_consensus::{Applied, Consensus, ConsensusOptions};
 use understudy_core::node::{Core, CoreOptions, Event};
-use understudy_postgres::{Binaries, OsUser, Server, Settings};
+use understudy_postgres::{Binaries, GuardianLink, OsUser, Server, Settings};
 use understudy_shipping::journal::{Journal, JournalOptions};
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::receiver::StandbyProgress;
@@ -28,6 +28,7 @@ use crate::clock::BootClock;
 use crate::config::{NodeConfig, PostgresConfig};
 use crate::doors::{self, Doors};
 use crate::driver::{Driver, Shared};
+use crate::guard::{self, GuardTeller};
 use crate::hands::{Hands, HandsOptions, Observer};
 use crate::http::HttpDoor;
 use crate::observer::{LocalSeen, observe};
@@ -143,6 +144,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
     let cell = Arc::new(PermitCell::new(Epoch::NONE));
     let shutdown = CancellationToken::new();
     let fatal = watch::Sender::new(None);
+    let guard = start_guard(&config, postgres.as_ref().map(|(server, _)| server), &consensus)?;
     let hands = match postgres {
         Some((server, journal)) => {
             let standby = start_relay(&config, &server, &journal, &shutdown)?;
@@ -154,6 +156,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
                 cluster: config.cluster,
                 incarnation: consensus.incarnation(),
                 data_dir: config.data_dir.clone(),
+                guard: guard.clone(),
                 server,
                 journal,
                 cell: cell.clone(),
@@ -191,6 +194,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
         look_interval_ms: look_interval_ms.clone(),
         observed: observed_sender,
         running: None,
+        guard: guard.clone().map(GuardTeller::new),
     };
     let seen_by_doors = seen.subscribe();
     let observer = hands.clone().map(|hands| Observer::new(hands, look_interval_ms));
@@ -216,7 +220,30 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
         hands,
     };
     let served = doors::serve(doors, grpc, http, metrics, shutdown.clone());
-    wait_for_end(&consensus, served, fatal.subscribe(), &shutdown).await
+    let outcome = wait_for_end(&consensus, served, fatal.subscribe(), &shutdown).await;
+    if let Some(guard) = guard {
+        guard.leave();
+    }
+    outcome
+}
+
+/// The link to the guardian, if there is to be one.
+fn start_guard(
+    config: &NodeConfig,
+    server: Option<&Server>,
+    consensus: &Consensus,
+) -> Result<Option<Arc<GuardianLink>>, RunError> {
+    let (Some(postgres), Some(server)) = (&config.postgres, server) else { return Ok(None) };
+    let owner = server.settings().os_user.clone();
+    let process = consensus.process_start().0;
+    let link = guard::link(&config.data_dir, &postgres.data_directory, owner, process)
+        .map_err(part("prepare the guardian"))?;
+    if !postgres.guardian {
+        guard::retire(&link);
+        return Ok(None);
+    }
+    tokio::spawn(guard::keep(link.clone()));
+    Ok(Some(link))
 }
 
 /// The loop gets a thread of its own, so that nothing on the main runtime can hold it up.

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod config;
 pub mod daemon;
+pub mod guard;
 pub mod http;
 pub mod metrics;
 pub mod status;

@@ -13,6 +13,7 @@ mod control;
 mod copy;
 mod error;
 mod fence;
+mod guardian;
 mod os;
 mod probe;
 mod process;
@@ -27,6 +28,9 @@ pub use control::{ControlData, ControlState, DataDirectory};
 pub use copy::{CopySource, Progress, Rewound, source_checkpoint_timeline};
 pub use error::{Error, Result};
 pub use fence::FenceProof;
+pub use guardian::{
+    Guard, GuardianError, GuardianLink, GuardianOptions, GuardianRecord, WatchError, WatchOptions, watch,
+};
 pub use os::OsUser;
 pub use probe::{GateRow, Observation, Probe};
 pub use process::Running;

@@ -67,10 +67,14 @@ pub(super) struct HolderStage {
     proposed_adds: BTreeMap<NodeId, u64>,
     last_attached: BTreeMap<NodeId, BootInstant>,
     restarts: Vec<BootInstant>,
+    /// When this process became the holder of the epoch.
+    since: BootInstant,
+    /// A fence was proven since, and no server was taken after it.
+    clean: bool,
 }
 
 impl HolderStage {
-    pub(super) fn begin(epoch: Epoch) -> HolderStage {
+    pub(super) fn begin(epoch: Epoch, since: BootInstant) -> HolderStage {
         HolderStage {
             epoch,
             step: Step::Acquiring,
@@ -80,6 +84,8 @@ impl HolderStage {
             proposed_adds: BTreeMap::new(),
             last_attached: BTreeMap::new(),
             restarts: Vec::new(),
+            since,
+            clean: false,
         }
     }
 
@@ -102,6 +108,20 @@ impl HolderStage {
 
     pub(super) fn is_open(&self) -> bool {
         matches!(self.step, Step::Open)
+    }
+
+    pub(super) fn since(&self) -> BootInstant {
+        self.since
+    }
+
+    /// Nothing of the server is left, and none was taken since that was proven.
+    pub(super) fn is_clean(&self) -> bool {
+        self.clean
+    }
+
+    /// The lease is being given back, which the fence came before.
+    pub(super) fn gave_up(&self) -> bool {
+        self.clean && matches!(self.step, Step::Releasing)
     }
 
     /// The gate's connection exists and its server should be alive.
@@ -282,7 +302,9 @@ impl Core {
         match completion {
             Completion::ReadDone => {
                 if let (true, Some(grant)) = (self.lease_runs(now), self.running_grant()) {
-                    self.stage().step = Step::Taking;
+                    let stage = self.stage();
+                    stage.step = Step::Taking;
+                    stage.clean = false;
                     self.run(Task::Hold(grant));
                 } else {
                     self.stage().step = Step::Acquiring;
@@ -299,13 +321,16 @@ impl Core {
                 self.stage().step = Step::Fencing { then: AfterFence::Release };
                 self.run(Task::Fence);
             }
-            Completion::Fenced => match self.stage().step {
-                Step::Fencing { then: AfterFence::Release } => {
-                    self.stage().step = Step::Releasing;
-                    self.propose_release(now);
+            Completion::Fenced => {
+                self.stage().clean = true;
+                match self.stage().step {
+                    Step::Fencing { then: AfterFence::Release } => {
+                        self.stage().step = Step::Releasing;
+                        self.propose_release(now);
+                    }
+                    _ => self.stage().step = Step::Acquiring,
                 }
-                _ => self.stage().step = Step::Acquiring,
-            },
+            }
             Completion::DataReady
             | Completion::Sealed(_)
             | Completion::PromotedLocally { .. }

@@ -43,6 +43,14 @@ impl PassiveStage {
         PassiveStage { step: Step::Assessing, at_least: Rung::Follow, following: None }
     }
 
+    /// What runs here is a standby, or nothing does and that was proven.
+    pub(super) fn is_fenced(&self) -> bool {
+        match self.step {
+            Step::Assessing | Step::Fencing => false,
+            Step::Surveying | Step::Joining(_) | Step::Following | Step::Refused => true,
+        }
+    }
+
     pub(super) fn word(&self) -> &'static str {
         match self.step {
             Step::Assessing => "assessing",

@@ -42,6 +42,7 @@ impl Hands {
         .await
         .map_err(transient)?;
         self.open_cell(grant.epoch)?;
+        self.guarded().await?;
         let running = self.primary(grant).await?;
         let gate = running.gate_name.ok_or_else(|| {
             transient_words("the server runs without a gate's name on its command line")
@@ -190,6 +191,7 @@ impl Hands {
                 );
             }
         }
+        self.guarded().await?;
         let promoted =
             self.server().promote(grant.timeline, PROMOTE_PATIENCE).await.map_err(transient)?;
         if promoted.timeline != grant.timeline {

@@ -18,7 +18,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use understudy_core::node::{Completion, Event, Task, TaskFailure, TaskId};
-use understudy_postgres::{DataDirectory, Server};
+use understudy_postgres::{DataDirectory, GuardianLink, Server};
 use understudy_shipping::journal::Journal;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::receiver::{ReceiverStatus, StandbyProgress};
@@ -39,6 +39,9 @@ const START_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a reload of pg_hba.conf may take.
 const HBA_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the guardian may take to start and to confirm a deadline.
+const GUARD_PATIENCE: Duration = Duration::from_secs(3);
+
 /// A long step says in the log how far it is this often.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -56,6 +59,8 @@ pub(crate) struct HandsOptions {
     pub(crate) cluster: ClusterId,
     pub(crate) incarnation: Incarnation,
     pub(crate) data_dir: PathBuf,
+    /// `None` where the configuration does without.
+    pub(crate) guard: Option<Arc<GuardianLink>>,
     pub(crate) server: Server,
     pub(crate) journal: Journal,
     pub(crate) cell: Arc<PermitCell>,
@@ -203,6 +208,14 @@ impl Hands {
         self.stop_source().await;
         let _proof = self.server().fence().await.map_err(transient)?;
         Ok(Completion::Fenced)
+    }
+
+    /// Before a server may be writable: the guardian has confirmed until when.
+    async fn guarded(&self) -> Result<(), TaskFailure> {
+        match &self.options().guard {
+            Some(guard) => guard.until_armed(GUARD_PATIENCE).await.map_err(transient),
+            None => Ok(()),
+        }
     }
 
     async fn stop_source(&self) {
