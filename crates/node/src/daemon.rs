@@ -31,6 +31,7 @@ use crate::driver::{Driver, Shared};
 use crate::guard::{self, GuardTeller};
 use crate::hands::{Hands, HandsOptions, Observer};
 use crate::http::HttpDoor;
+use crate::limits;
 use crate::observer::{LocalSeen, observe};
 use crate::reports::{self, Board};
 
@@ -208,6 +209,11 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
         tokio::spawn(reports::exchange(board.clone(), config.id, peer, channel));
     }
     spawn_driver(driver)?;
+    let warnings = watch::Sender::new(Vec::new());
+    let warnings_seen = warnings.subscribe();
+    if let Some(hands) = hands.clone() {
+        tokio::spawn(limits::look(hands, seen_by_doors.clone(), warnings));
+    }
     let doors = Doors {
         config: Arc::new(config),
         consensus: consensus.clone(),
@@ -217,6 +223,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
         shared,
         view: view.subscribe(),
         seen: seen_by_doors,
+        warnings: warnings_seen,
         hands,
     };
     let served = doors::serve(doors, grpc, http, metrics, shutdown.clone());

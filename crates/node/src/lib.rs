@@ -13,6 +13,7 @@ mod clock;
 mod doors;
 mod driver;
 mod hands;
+mod limits;
 mod observer;
 mod own_report;
 mod peer_service;

@@ -161,10 +161,6 @@ impl Sweep {
 
     /// What it took; a proof only once a round has found nothing.
     pub(crate) fn proof(&self) -> FenceProof {
-        FenceProof {
-            processes_found: self.processes_found,
-            kills: self.kills,
-            took: self.took(),
-        }
+        FenceProof { processes_found: self.processes_found, kills: self.kills, took: self.took() }
     }
 }

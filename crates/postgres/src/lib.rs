@@ -14,6 +14,7 @@ mod copy;
 mod error;
 mod fence;
 mod guardian;
+mod limits;
 mod os;
 mod probe;
 mod process;
@@ -29,8 +30,10 @@ pub use copy::{CopySource, Progress, Rewound, source_checkpoint_timeline};
 pub use error::{Error, Result};
 pub use fence::FenceProof;
 pub use guardian::{
-    Guard, GuardianError, GuardianLink, GuardianOptions, GuardianRecord, WatchError, WatchOptions, watch,
+    Guard, GuardianError, GuardianLink, GuardianOptions, GuardianRecord, WatchError, WatchOptions,
+    watch,
 };
+pub use limits::Limits;
 pub use os::OsUser;
 pub use probe::{GateRow, Observation, Probe};
 pub use process::Running;

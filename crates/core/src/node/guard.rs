@@ -39,9 +39,7 @@ impl Core {
             Role::Candidate(_) => GuardWish::Unchanged,
             Role::Holder(stage) if stage.gave_up() => GuardWish::Nothing,
             Role::Holder(stage) => match deadline {
-                Some(deadline) if !stage.is_clean() || now < deadline => {
-                    GuardWish::Until(deadline)
-                }
+                Some(deadline) if !stage.is_clean() || now < deadline => GuardWish::Until(deadline),
                 _ if stage.is_clean() => GuardWish::Nothing,
                 _ => GuardWish::AsBefore(stage.since() + self.timing.ttl),
             },

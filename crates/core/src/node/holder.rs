@@ -15,6 +15,9 @@ use crate::state::{Command, HolderProof, Published, ReleaseCause};
 
 /// A server that answers neither an open session nor a new one for this long has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// A server whose sessions answer but that lets no new one in for this long has failed. Longer than the
+/// other: a storm of connections can look alike for a while.
+pub(super) const DOOR_SILENCE_MAX: Duration = Duration::from_secs(6);
 /// The server is restarted in place this often within `RESTART_WINDOW`; then the lease is given back.
 const RESTARTS_MAX: usize = 3;
 const RESTART_WINDOW: Duration = Duration::from_secs(300);
@@ -268,8 +271,17 @@ impl Core {
             PostgresView::Running(facts) if facts.silent_for >= SILENCE_MAX => {
                 Some(format!("PostgreSQL has not answered for {:?}", facts.silent_for))
             }
+            PostgresView::Running(facts) if facts.door_silent_for >= DOOR_SILENCE_MAX => {
+                Some(format!(
+                    "PostgreSQL has let no new session in for {:?}: its postmaster is frozen",
+                    facts.door_silent_for
+                ))
+            }
             PostgresView::Running(facts) if facts.in_recovery == Some(true) => {
                 Some("PostgreSQL restarted by itself and came up read-only".to_owned())
+            }
+            PostgresView::Running(facts) if facts.foreign_server => {
+                Some("a PostgreSQL runs here that this node did not start".to_owned())
             }
             PostgresView::Running(facts) if facts.foreign_gate => {
                 Some("somebody else is connected under the gate's name".to_owned())

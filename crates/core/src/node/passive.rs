@@ -149,6 +149,15 @@ impl Core {
                 self.fence_passive();
                 return;
             }
+            // It could not be promoted: that goes through its postmaster.
+            PostgresView::Running(facts) if facts.door_silent_for >= SILENCE_MAX => {
+                self.trouble = Some(format!(
+                    "the standby has let no new session in for {:?}: its postmaster is frozen",
+                    facts.door_silent_for
+                ));
+                self.fence_passive();
+                return;
+            }
             PostgresView::Running(facts) if facts.silent_for >= SILENCE_MAX => {
                 self.trouble =
                     Some(format!("the standby has not answered for {:?}", facts.silent_for));

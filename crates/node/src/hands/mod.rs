@@ -10,8 +10,8 @@ mod join;
 mod observe;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc, watch};
@@ -110,6 +110,8 @@ struct Inner {
     turn: Mutex<()>,
     observed: Arc<tokio::sync::Notify>,
     task_serial: AtomicU64,
+    /// The server that was taken as the holder: its process id and start.
+    held: std::sync::Mutex<Option<(u32, u64)>>,
 }
 
 impl Hands {
@@ -123,6 +125,7 @@ impl Hands {
                 turn: Mutex::new(()),
                 observed: Arc::default(),
                 task_serial: AtomicU64::new(0),
+                held: std::sync::Mutex::default(),
             }),
         }
     }
@@ -206,6 +209,7 @@ impl Hands {
 
     async fn fence(&self) -> Result<Completion, TaskFailure> {
         self.stop_source().await;
+        self.set_held(None);
         let _proof = self.server().fence().await.map_err(transient)?;
         Ok(Completion::Fenced)
     }
@@ -216,6 +220,14 @@ impl Hands {
             Some(guard) => guard.until_armed(GUARD_PATIENCE).await.map_err(transient),
             None => Ok(()),
         }
+    }
+
+    fn set_held(&self, server: Option<(u32, u64)>) {
+        *self.inner.held.lock().unwrap_or_else(PoisonError::into_inner) = server;
+    }
+
+    fn held(&self) -> Option<(u32, u64)> {
+        *self.inner.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn stop_source(&self) {

@@ -62,9 +62,9 @@ impl GuardianRecord {
     }
 
     fn parse(line: &str) -> Option<GuardianRecord> {
-        let numbers: Vec<u64> =
-            line.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
-        let [at_unix_us, late_by, processes_found, kills, took, proven] = numbers.try_into().ok()?;
+        let numbers: Vec<u64> = line.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [at_unix_us, late_by, processes_found, kills, took, proven] =
+            numbers.try_into().ok()?;
         Some(GuardianRecord {
             at_unix_us,
             late_by: Duration::from_micros(late_by),

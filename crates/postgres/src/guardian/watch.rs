@@ -233,9 +233,10 @@ impl Guardian<'_> {
     fn listen(&mut self, wait: Option<Duration>) {
         let mut bytes = [0; LENGTH + 1];
         let ready = match wait {
-            Some(wait) => self.socket.set_nonblocking(false).and_then(|()| {
-                self.socket.set_read_timeout(Some(wait))
-            }),
+            Some(wait) => self
+                .socket
+                .set_nonblocking(false)
+                .and_then(|()| self.socket.set_read_timeout(Some(wait))),
             None => self.socket.set_nonblocking(true),
         };
         if ready.is_err() {
