@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -200,6 +201,19 @@ impl Lab {
         let mut child = self.node_mut(name).child.take().expect("it runs");
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// A signal to a node's daemon alone.
+    pub(crate) fn signal_node(&mut self, name: &str, signal: Signal) {
+        let child = self.node_mut(name).child.as_ref().expect("it runs");
+        kill_process(Pid::from_child(child), signal).unwrap();
+    }
+
+    /// SIGTERM to a node's daemon alone, and its end.
+    pub(crate) fn stop_node(&mut self, name: &str) {
+        self.signal_node(name, Signal::TERM);
+        let mut child = self.node_mut(name).child.take().expect("it runs");
+        assert!(child.wait().unwrap().success(), "{name} did not end well");
     }
 
     /// The loss of a site: SIGKILL to its daemon and every process of its PostgreSQL.

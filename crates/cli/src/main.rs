@@ -72,6 +72,9 @@ enum Verb {
     Operation(operate::OperationArgs),
     /// WAL for PostgreSQL's own tools.
     Wal(wal::WalArgs),
+    /// Watch a lease in place of a daemon that cannot; started by the daemon, not by people.
+    #[command(hide = true)]
+    Guard(GuardArgs),
     /// Print the program's version.
     Version,
 }
@@ -82,6 +85,23 @@ struct RunArgs {
     /// The node's TOML file (`understudy init` wrote one for each node).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+/// What the daemon tells its guardian at the start; the deadline comes over a socket.
+#[derive(Debug, clap::Args)]
+struct GuardArgs {
+    /// Where its sockets, lock and log are.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// PGDATA.
+    #[arg(long, value_name = "DIR")]
+    data_directory: PathBuf,
+    /// Who PostgreSQL runs as.
+    #[arg(long, value_name = "UID")]
+    owner_uid: u32,
+    /// That user's group.
+    #[arg(long, value_name = "GID")]
+    owner_gid: u32,
 }
 
 fn main() -> ExitCode {
@@ -112,6 +132,14 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Resume(args) => client(operate::resume(&context.load()?, &args)),
         Verb::Operation(args) => client(operate::operation(&context.load()?, &args)),
         Verb::Wal(args) => Ok(wal::run(&args)),
+        Verb::Guard(args) => {
+            understudy_node::guard::watch(&understudy_node::guard::WatchOptions {
+                dir: args.dir,
+                data_dir: args.data_directory,
+                owner: (args.owner_uid, args.owner_gid),
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Version => {
             output::print(&format!("understudy {}\n", env!("CARGO_PKG_VERSION")))?;
             Ok(ExitCode::SUCCESS)
@@ -155,6 +183,7 @@ mod tests {
             "understudy wal get --journal /j 000000010000000000000001 pg_wal/RECOVERYXLOG",
             "understudy config check n.toml",
             "understudy demo --plain",
+            "understudy guard --dir /g --data-directory /d --owner-uid 1 --owner-gid 2",
             "understudy version",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -230,6 +230,7 @@ fn write_remarks(text: &mut String, node: &NodeStatus, colours: bool) {
     if let Some(trouble) = &node.trouble {
         remark(trouble.clone());
     }
+    node.warnings.iter().for_each(|warning| remark(warning.clone()));
 }
 
 fn paint(text: &str, code: u8, colours: bool) -> String {

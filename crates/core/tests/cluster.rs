@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_core::node::{
-    Action, Completion, Core, CoreOptions, DataView, Event, JournalView, LocalView, PostgresFacts,
-    PostgresView, Task,
+    Action, Completion, Core, CoreOptions, DataView, Event, GuardWish, JournalView, LocalView,
+    PostgresFacts, PostgresView, Task,
 };
 use understudy_core::rejoin::{Rung, Survey};
 use understudy_core::state::{Member, Phase};
@@ -39,6 +39,9 @@ struct Machine {
     following: Option<NodeId>,
     source: bool,
     released: Lsn,
+    /// How its server behaves; a fence cures it.
+    sickness: PostgresFacts,
+    fences: u32,
     applied: usize,
     uuid: u128,
 }
@@ -149,6 +152,8 @@ impl World {
 
     fn act(&mut self, id: NodeId, majority: bool) {
         let now = self.now;
+        let wish = self.machines[&id].core.guard_wish(now);
+        self.machines[&id].check_guard_is_right(wish);
         let mut done = VecDeque::new();
         while let Some(action) = self.machines.get_mut(&id).unwrap().core.poll_action() {
             let machine = self.machines.get_mut(&id).unwrap();
@@ -181,7 +186,13 @@ impl World {
                     });
                 }
                 Action::Unfollow => machine.following = None,
-                Action::Run(task_id, task) => done.push_back((task_id, task)),
+                Action::Run(task_id, task) => {
+                    if matches!(task, Task::Hold(_) | Task::PromoteLocally { .. }) {
+                        let guarded = matches!(wish, GuardWish::Until(at) if at > now);
+                        assert!(guarded, "node {id} begins {task:?} with {wish:?} at {now}");
+                    }
+                    done.push_back((task_id, task));
+                }
             }
         }
         while let Some((task_id, task)) = done.pop_front() {
@@ -262,6 +273,8 @@ impl Machine {
             following: None,
             source: false,
             released: Lsn::ZERO,
+            sickness: PostgresFacts::default(),
+            fences: 0,
             applied: 0,
             uuid: 0,
         }
@@ -280,10 +293,19 @@ impl Machine {
                 timeline: Some(server.timeline),
                 flush_lsn: server.primary.then_some(self.end),
                 replay_lsn: (!server.primary).then_some(self.end),
-                ..PostgresFacts::default()
+                ..self.sickness.clone()
             })
         });
         LocalView { data, postgres, journal: self.journal }
+    }
+
+    /// A guardian is only told that there is nothing to guard when there is nothing.
+    fn check_guard_is_right(&self, wish: GuardWish) {
+        let primary = self.postgres.is_some_and(|server| server.primary);
+        assert!(!(primary && wish == GuardWish::Nothing), "an unguarded primary");
+        if self.core.standing(BootInstant::ZERO).word == "holder" {
+            assert!(matches!(wish, GuardWish::Until(_)), "a holder with {wish:?}");
+        }
     }
 
     fn carry_out(&mut self, task: Task, holder_end: Lsn) -> Completion {
@@ -297,6 +319,8 @@ impl Machine {
             Task::Fence => {
                 self.postgres = None;
                 self.source = false;
+                self.sickness = PostgresFacts::default();
+                self.fences += 1;
                 Completion::Fenced
             }
             Task::Hold(grant) => {
@@ -401,6 +425,78 @@ fn without_a_majority_the_holder_stops_and_nobody_is_promoted_and_the_same_holde
     world.restart(WITNESS, 2);
     world.run_until("going on", LONG, |w| w.serving() == [NORTH]);
     assert_eq!(world.state.epoch, before);
+}
+
+/// Makes the holder's server sick; true if it was fenced and serves again, false if another took over.
+fn fall_sick(world: &mut World, sickness: &PostgresFacts) -> bool {
+    let holder = world.serving()[0];
+    let fences = world.machines[&holder].fences;
+    world.machines.get_mut(&holder).unwrap().sickness = sickness.clone();
+    world.run_until("a fence", LONG, |w| w.machines[&holder].fences > fences);
+    world.run_until("serving again", LONG, |w| w.serving().len() == 1);
+    world.serving() == [holder]
+}
+
+#[test]
+fn a_sick_server_is_fenced_and_started_again_a_few_times_and_then_the_lease_is_given_back() {
+    let seconds = Duration::from_secs;
+    for sickness in [
+        PostgresFacts { silent_for: seconds(3), ..PostgresFacts::default() },
+        PostgresFacts { door_silent_for: seconds(6), ..PostgresFacts::default() },
+        PostgresFacts { foreign_server: true, ..PostgresFacts::default() },
+    ] {
+        let mut world = World::new(DurabilityMode::Zero);
+        world.run_until("protected", LONG, protected);
+        for round in 0..3 {
+            assert!(fall_sick(&mut world, &sickness), "round {round} of {sickness:?}");
+            world.run_until("protected", LONG, protected);
+        }
+        assert!(!fall_sick(&mut world, &sickness), "{sickness:?} for the fourth time");
+        assert_eq!(world.serving(), [SOUTH]);
+    }
+    // What is not long enough is nothing yet.
+    let mut world = World::new(DurabilityMode::Zero);
+    world.run_until("protected", LONG, protected);
+    let fences = world.machines[&NORTH].fences;
+    let sickness = PostgresFacts {
+        silent_for: seconds(2),
+        door_silent_for: seconds(5),
+        ..PostgresFacts::default()
+    };
+    world.machines.get_mut(&NORTH).unwrap().sickness = sickness;
+    for _ in 0..300 {
+        world.step();
+    }
+    assert_eq!((world.machines[&NORTH].fences, world.serving()), (fences, vec![NORTH]));
+}
+
+#[test]
+fn a_holder_that_starts_anew_leaves_the_guardian_as_it_is_until_it_holds_the_lease_again() {
+    let mut world = World::new(DurabilityMode::Zero);
+    world.run_until("protected", LONG, protected);
+    let wish = |world: &World| world.machines[&NORTH].core.guard_wish(world.now);
+    let GuardWish::Until(before) = wish(&world) else { panic!("{:?}", wish(&world)) };
+    assert!(before > world.now);
+    // The daemon alone: its server goes on.
+    world.restart(NORTH, 2);
+    assert_eq!(wish(&world), GuardWish::Unchanged, "it knows nothing yet");
+    let mut seen = Vec::new();
+    world.run_until("serving", LONG, |w| w.serving() == [NORTH]);
+    world.restart(NORTH, 3);
+    world.machines.get_mut(&SOUTH).unwrap().alive = false;
+    world.machines.get_mut(&WITNESS).unwrap().alive = false;
+    let committed = world.log.len();
+    let north = world.machines.get_mut(&NORTH).unwrap();
+    for (command, outcome, state) in world.log[..committed].to_vec() {
+        let applied = Some((command, outcome));
+        north.core.handle_event(world.now, Event::State { state, applied });
+        seen.push(north.core.guard_wish(world.now));
+    }
+    let ttl = Timing::DEFAULT.ttl;
+    assert_eq!(seen.last(), Some(&GuardWish::AsBefore(world.now + ttl)));
+    assert!(!seen.contains(&GuardWish::Nothing), "{seen:?}");
+    let later = world.now + ttl;
+    assert_eq!(north.core.guard_wish(later), GuardWish::AsBefore(later), "it does not slide");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use understudy_consensus::{Applied, Consensus, ConsensusOptions};
 use understudy_core::node::{Core, CoreOptions, Event};
-use understudy_postgres::{Binaries, OsUser, Server, Settings};
+use understudy_postgres::{Binaries, GuardianLink, OsUser, Server, Settings};
 use understudy_shipping::journal::{Journal, JournalOptions};
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::receiver::StandbyProgress;
@@ -28,8 +28,10 @@ use crate::clock::BootClock;
 use crate::config::{NodeConfig, PostgresConfig};
 use crate::doors::{self, Doors};
 use crate::driver::{Driver, Shared};
+use crate::guard::{self, GuardTeller};
 use crate::hands::{Hands, HandsOptions, Observer};
 use crate::http::HttpDoor;
+use crate::limits;
 use crate::observer::{LocalSeen, observe};
 use crate::reports::{self, Board};
 
@@ -143,6 +145,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
     let cell = Arc::new(PermitCell::new(Epoch::NONE));
     let shutdown = CancellationToken::new();
     let fatal = watch::Sender::new(None);
+    let guard = start_guard(&config, postgres.as_ref().map(|(server, _)| server), &consensus)?;
     let hands = match postgres {
         Some((server, journal)) => {
             let standby = start_relay(&config, &server, &journal, &shutdown)?;
@@ -154,6 +157,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
                 cluster: config.cluster,
                 incarnation: consensus.incarnation(),
                 data_dir: config.data_dir.clone(),
+                guard: guard.clone(),
                 server,
                 journal,
                 cell: cell.clone(),
@@ -191,6 +195,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
         look_interval_ms: look_interval_ms.clone(),
         observed: observed_sender,
         running: None,
+        guard: guard.clone().map(GuardTeller::new),
     };
     let seen_by_doors = seen.subscribe();
     let observer = hands.clone().map(|hands| Observer::new(hands, look_interval_ms));
@@ -204,6 +209,11 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
         tokio::spawn(reports::exchange(board.clone(), config.id, peer, channel));
     }
     spawn_driver(driver)?;
+    let warnings = watch::Sender::new(Vec::new());
+    let warnings_seen = warnings.subscribe();
+    if let Some(hands) = hands.clone() {
+        tokio::spawn(limits::look(hands, seen_by_doors.clone(), warnings));
+    }
     let doors = Doors {
         config: Arc::new(config),
         consensus: consensus.clone(),
@@ -213,10 +223,34 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
         shared,
         view: view.subscribe(),
         seen: seen_by_doors,
+        warnings: warnings_seen,
         hands,
     };
     let served = doors::serve(doors, grpc, http, metrics, shutdown.clone());
-    wait_for_end(&consensus, served, fatal.subscribe(), &shutdown).await
+    let outcome = wait_for_end(&consensus, served, fatal.subscribe(), &shutdown).await;
+    if let Some(guard) = guard {
+        guard.leave();
+    }
+    outcome
+}
+
+/// The link to the guardian, if there is to be one.
+fn start_guard(
+    config: &NodeConfig,
+    server: Option<&Server>,
+    consensus: &Consensus,
+) -> Result<Option<Arc<GuardianLink>>, RunError> {
+    let (Some(postgres), Some(server)) = (&config.postgres, server) else { return Ok(None) };
+    let owner = server.settings().os_user.clone();
+    let process = consensus.process_start().0;
+    let link = guard::link(&config.data_dir, &postgres.data_directory, owner, process)
+        .map_err(part("prepare the guardian"))?;
+    if !postgres.guardian {
+        guard::retire(&link);
+        return Ok(None);
+    }
+    tokio::spawn(guard::keep(link.clone()));
+    Ok(Some(link))
 }
 
 /// The loop gets a thread of its own, so that nothing on the main runtime can hold it up.

@@ -52,6 +52,8 @@ pub(crate) struct Doors {
     pub(crate) shared: Arc<Shared>,
     pub(crate) view: watch::Receiver<Option<View>>,
     pub(crate) seen: watch::Receiver<LocalSeen>,
+    /// Known limits of the gate at this node's server.
+    pub(crate) warnings: watch::Receiver<Vec<String>>,
     pub(crate) hands: Option<Hands>,
 }
 

@@ -19,6 +19,7 @@ use understudy_core::verdict::Verdict;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_types::{BootInstant, Clock};
 
+use crate::guard::GuardTeller;
 use crate::hands::{Hands, TaskDone};
 
 /// How long one proposal may take before its outcome counts as unknown.
@@ -64,6 +65,7 @@ pub(crate) struct Driver {
     pub(crate) look_interval_ms: Arc<AtomicU64>,
     pub(crate) observed: mpsc::Sender<TaskDone>,
     pub(crate) running: Option<JoinHandle<()>>,
+    pub(crate) guard: Option<GuardTeller>,
 }
 
 impl Driver {
@@ -79,6 +81,11 @@ impl Driver {
                 Err(_) => Event::Tick,
             };
             self.core.handle_event(self.clock.now(), event);
+            // Before the actions: a server is only started, or left alone, once this was said.
+            if let Some(guard) = &mut self.guard {
+                let now = self.clock.now();
+                guard.tell(now, self.core.guard_wish(now));
+            }
             while let Some(action) = self.core.poll_action() {
                 self.act(action);
             }

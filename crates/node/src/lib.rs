@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod config;
 pub mod daemon;
+pub mod guard;
 pub mod http;
 pub mod metrics;
 pub mod status;
@@ -12,6 +13,7 @@ mod clock;
 mod doors;
 mod driver;
 mod hands;
+mod limits;
 mod observer;
 mod own_report;
 mod peer_service;

@@ -23,6 +23,7 @@ pub struct MetricsError(#[from] BuildError);
 pub fn install() -> Result<PrometheusHandle, MetricsError> {
     let handle = PrometheusBuilder::new().install_recorder()?;
     describe();
+    crate::limits::describe();
     Ok(handle)
 }
 

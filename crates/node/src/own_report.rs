@@ -19,6 +19,7 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
     let holds = positions.is_some();
     let following = hands.and_then(|hands| hands.following());
     let attached = following.is_some_and(|following| following.status.borrow().attached);
+    let foreign_gate = matches!(&seen.view.postgres, PostgresView::Running(f) if f.foreign_gate);
     let running = matches!(&seen.view.postgres, PostgresView::Running(f) if f.silent_for.is_zero());
     let observation = seen.observation.filter(|_| running);
     let journal = seen.view.journal.filter(|_| !holds);
@@ -70,7 +71,17 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
         writable,
         promotable: view.report.promotable,
         resumable: view.report.resumable,
+        warnings: warnings(doors, running, foreign_gate),
     }
+}
+
+/// What the gate cannot hold here; only a server that runs has limits.
+fn warnings(doors: &Doors, running: bool, foreign_gate: bool) -> Vec<String> {
+    let mut warnings = if running { doors.warnings.borrow().clone() } else { Vec::new() };
+    if foreign_gate {
+        warnings.push("somebody else is connected under the gate's name".to_owned());
+    }
+    warnings
 }
 
 fn nanos(duration: std::time::Duration) -> u64 {

@@ -15,6 +15,15 @@ pub(crate) async fn open(settings: &Settings, patience: Duration) -> Result<PgCo
     open_as(&settings.socket_dir, settings.port, ROLE_MANAGEMENT, patience).await
 }
 
+/// Opens a session of the management role in any database.
+pub(crate) async fn open_in(
+    settings: &Settings,
+    database: &str,
+    patience: Duration,
+) -> Result<PgConnection> {
+    open_at(&settings.socket_dir, settings.port, ROLE_MANAGEMENT, database, patience).await
+}
+
 /// Opens a session of a role in database `postgres`.
 pub(crate) async fn open_as(
     socket_dir: &Path,
@@ -22,11 +31,21 @@ pub(crate) async fn open_as(
     role: &str,
     patience: Duration,
 ) -> Result<PgConnection> {
+    open_at(socket_dir, port, role, "postgres", patience).await
+}
+
+async fn open_at(
+    socket_dir: &Path,
+    port: u16,
+    role: &str,
+    database: &str,
+    patience: Duration,
+) -> Result<PgConnection> {
     let options = PgConnectOptions::new_without_pgpass()
         .socket(socket_dir)
         .port(port)
         .username(role)
-        .database("postgres")
+        .database(database)
         .ssl_mode(PgSslMode::Disable)
         .application_name("understudy-management")
         // What the node itself writes is acknowledged to nobody, and must not wait for the gate.

@@ -14,6 +14,8 @@ mod copy;
 mod drain;
 mod error;
 mod fence;
+mod guardian;
+mod limits;
 mod os;
 mod probe;
 mod process;
@@ -29,6 +31,11 @@ pub use copy::{CopySource, Progress, Rewound, source_checkpoint_timeline};
 pub use drain::DrainedClients;
 pub use error::{Error, Result};
 pub use fence::FenceProof;
+pub use guardian::{
+    Guard, GuardianError, GuardianLink, GuardianOptions, GuardianRecord, WatchError, WatchOptions,
+    watch,
+};
+pub use limits::Limits;
 pub use os::OsUser;
 pub use probe::{GateRow, Observation, Probe};
 pub use process::Running;

@@ -4,14 +4,19 @@
 //! let in. So one session is held open for the regular question, and opening another is a question of
 //! its own (`Probe::knock`).
 
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnection, PgRow};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use understudy_types::{Lsn, Timeline};
 
 use crate::admin::get;
 use crate::connection;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
+use crate::process::{self, Running};
 use crate::server::Server;
 use crate::settings::{GateName, Settings};
 
@@ -199,4 +204,44 @@ impl Probe {
         connection::close(session).await;
         Ok(took)
     }
+}
+
+impl Server {
+    /// Asks whether the postmaster lets sessions in, by opening one. A refusal in the server's own
+    /// words (too many clients, starting up) is an answer too; silence is none.
+    ///
+    /// # Errors
+    /// When nothing is heard in time, or nobody listens.
+    pub async fn knock(&self, patience: Duration) -> Result<()> {
+        match connection::open(self.settings(), patience).await {
+            Ok(session) => {
+                connection::close(session).await;
+                Ok(())
+            }
+            Err(Error::Connect { source, .. }) if source.as_database_error().is_some() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until the postmaster ends, however it does. Returns at once when it has ended already.
+    ///
+    /// # Errors
+    /// When the kernel gives no handle on it.
+    pub async fn ended(&self, running: &Running) -> Result<()> {
+        let proc = Path::new("/proc");
+        let handle = process::end_of(running.pid, running.start_time_ticks)?;
+        let Some(handle) = handle else { return Ok(()) };
+        let handle = watched(handle).during("watch", proc)?;
+        handle.readable().await.during("watch", proc)?.retain_ready();
+        Ok(())
+    }
+}
+
+/// Has the runtime watch a descriptor for being readable.
+#[allow(unsafe_code)]
+fn watched(handle: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: what is asked for is that the descriptor stays the same and open for as long as the value
+    // lives, and an OwnedFd is exactly that.
+    let watched = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) };
+    watched.map_err(|error| error.into_parts().1)
 }

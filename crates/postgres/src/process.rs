@@ -4,8 +4,10 @@
 //! PGDATA (every process of PostgreSQL changes there), or when it descends from such a process. An
 //! operator's shell that happens to stand in PGDATA does not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -119,15 +121,26 @@ fn is_postgres_in(pid: u32, data_dir: (u64, u64)) -> bool {
     exe.file_name().is_some_and(|name| name.to_string_lossy().starts_with("postgres"))
 }
 
-/// Every living process of the instance, descendants included.
+/// True while the process of this number that started then is there and not merely unburied.
+pub(crate) fn lives(pid: u32, start_time_ticks: u64) -> bool {
+    stat(pid).is_some_and(|stat| !stat.ended && stat.start_time_ticks == start_time_ticks)
+}
+
+/// Every living process of the instance, descendants included, with its start in clock ticks since
+/// boot, by which a later process of the same number is told from it.
 ///
 /// # Errors
-/// When /proc cannot be listed: then nothing is known, and nothing may be concluded.
-pub(crate) fn instance_processes(data_dir: &Path) -> Result<BTreeSet<u32>> {
-    let Ok(directory) = fs::metadata(data_dir) else { return Ok(BTreeSet::new()) };
-    let directory = (directory.dev(), directory.ino());
+/// When /proc or the data directory cannot be looked at: then nothing is known, and nothing may be
+/// concluded.
+pub(crate) fn instance_processes(data_dir: &Path) -> Result<BTreeMap<u32, u64>> {
+    let directory = match fs::metadata(data_dir) {
+        Ok(directory) => (directory.dev(), directory.ino()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error).during("look at", data_dir),
+    };
     let proc = Path::new("/proc");
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    let mut starts: BTreeMap<u32, u64> = BTreeMap::new();
     let mut found = Vec::new();
     for entry in fs::read_dir(proc).during("list", proc)? {
         let name = entry.during("list", proc)?.file_name();
@@ -137,13 +150,14 @@ pub(crate) fn instance_processes(data_dir: &Path) -> Result<BTreeSet<u32>> {
             continue;
         }
         children.entry(stat.parent).or_default().push(pid);
+        starts.insert(pid, stat.start_time_ticks);
         if is_postgres_in(pid, directory) {
             found.push(pid);
         }
     }
-    let mut instance = BTreeSet::new();
+    let mut instance = BTreeMap::new();
     while let Some(pid) = found.pop() {
-        if instance.insert(pid) {
+        if instance.insert(pid, starts[&pid]).is_none() {
             found.extend(children.get(&pid).into_iter().flatten());
         }
     }
@@ -189,34 +203,35 @@ pub(crate) fn running(data_dir: &Path) -> Result<Option<Running>> {
     }))
 }
 
-/// Sends a signal to the processes of the instance (to `only` one of them, if given) and tells how
-/// many got it; one that is gone is no error.
+/// Sends a signal to one process, known by its number and start; false when it is gone.
 ///
-/// The handles are taken before the processes are looked at again, so that the signal cannot hit
-/// another process to which a number went in between.
-pub(crate) fn signal(data_dir: &Path, only: Option<u32>, signal: Signal) -> Result<usize> {
-    let mut handles = Vec::new();
-    for pid in instance_processes(data_dir)? {
-        if only.is_some_and(|only| only != pid) {
-            continue;
-        }
-        let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
-        match pidfd_open(target, PidfdFlags::empty()) {
-            Ok(handle) => handles.push((pid, handle)),
-            Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(error).during("open process", &proc_path(pid)),
-        }
+/// The handle is taken before the start is compared, so that the signal cannot hit another process to
+/// which the number went in between.
+pub(crate) fn signal_one(pid: u32, start_time_ticks: u64, signal: Signal) -> Result<bool> {
+    let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(false) };
+    let handle = match pidfd_open(target, PidfdFlags::empty()) {
+        Ok(handle) => handle,
+        Err(rustix::io::Errno::SRCH) => return Ok(false),
+        Err(error) => return Err(error).during("open process", &proc_path(pid)),
+    };
+    if !lives(pid, start_time_ticks) {
+        return Ok(false);
     }
-    let confirmed = instance_processes(data_dir)?;
-    let mut sent = 0;
-    for (pid, handle) in handles.iter().filter(|(pid, _)| confirmed.contains(pid)) {
-        match pidfd_send_signal(handle, signal) {
-            Ok(()) => sent += 1,
-            Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(error).during("signal process", &proc_path(*pid)),
-        }
+    match pidfd_send_signal(&handle, signal) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::SRCH) => Ok(false),
+        Err(error) => Err(error).during("signal process", &proc_path(pid)),
     }
-    Ok(sent)
+}
+
+/// A descriptor that becomes readable when the process ends; `None` when it is gone.
+pub(crate) fn end_of(pid: u32, start_time_ticks: u64) -> Result<Option<OwnedFd>> {
+    let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    match pidfd_open(target, PidfdFlags::NONBLOCK) {
+        Ok(handle) => Ok(lives(pid, start_time_ticks).then_some(handle)),
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(error) => Err(error).during("open process", &proc_path(pid)),
+    }
 }
 
 fn proc_path(pid: u32) -> PathBuf {

@@ -290,7 +290,7 @@ impl Server {
     }
 
     pub(crate) fn must_be_stopped(&self, action: &'static str) -> Result<()> {
-        match process::instance_processes(self.data_dir())?.first() {
+        match process::instance_processes(self.data_dir())?.keys().next() {
             Some(pid) => Err(Error::Running { action, pid: *pid }),
             None => Ok(()),
         }
@@ -392,7 +392,7 @@ impl Server {
         rewrite(&ident, &|text| access::ident_with_block(text, &names))?;
         rewrite(&hba, &|text| access::hba_with_block(text, mode))?;
         if let Some(running) = self.running()? {
-            process::signal(self.data_dir(), Some(running.pid), Signal::HUP)?;
+            process::signal_one(running.pid, running.start_time_ticks, Signal::HUP)?;
         }
         Ok(())
     }
@@ -540,7 +540,7 @@ impl Server {
 
     async fn stop(&self, signal: Signal, patience: Duration) -> Result<()> {
         if let Some(running) = self.running()? {
-            process::signal(self.data_dir(), Some(running.pid), signal)?;
+            process::signal_one(running.pid, running.start_time_ticks, signal)?;
         }
         let begun = Instant::now();
         loop {

@@ -138,6 +138,120 @@ async fn a_fence_ends_backends_that_go_on_after_their_postmaster_was_killed() {
     assert_eq!(a.server.processes().unwrap(), 0);
 }
 
+/// A process somewhere on this machine was started with this argument.
+fn somebody_runs_with(argument: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.any(|line| line.split(|byte| *byte == 0).any(|part| part == argument.as_bytes()))
+}
+
+#[tokio::test]
+async fn a_fence_ends_what_a_backend_had_started_too() {
+    let a = Instance::primary("a").await;
+    let seconds = format!("98{}", std::process::id());
+    let command = format!("COPY (SELECT 1) TO PROGRAM 'exec sleep {seconds}'");
+    let _client = a.client(&command);
+    until("it runs", async || somebody_runs_with(&seconds)).await;
+    let running = a.server.running().unwrap().unwrap();
+    kill_process(pid(running.pid), Signal::KILL).unwrap();
+    let _proof = a.server.fence().await.unwrap();
+    assert!(!somebody_runs_with(&seconds), "the backend's command lives on");
+}
+
+/// Processes in a group of the kernel's (version 1) freezer: not even SIGKILL ends them before they
+/// are thawed, as if they hung in a disk that does not answer.
+struct Icebox(std::path::PathBuf);
+
+impl Icebox {
+    fn freeze(pid: u32) -> Option<Icebox> {
+        let group = format!("understudy-test-{}", std::process::id());
+        let group = std::path::Path::new("/sys/fs/cgroup/freezer").join(group);
+        std::fs::create_dir(&group).ok()?;
+        let icebox = Icebox(group);
+        std::fs::write(icebox.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        std::fs::write(icebox.0.join("freezer.state"), "FROZEN").unwrap();
+        Some(icebox)
+    }
+}
+
+impl Drop for Icebox {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.0.join("freezer.state"), "THAWED");
+        while std::fs::read_to_string(self.0.join("cgroup.procs"))
+            .is_ok_and(|left| !left.is_empty())
+        {
+            std::thread::yield_now();
+        }
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn a_fence_is_not_proven_while_a_process_cannot_be_ended() {
+    let a = Instance::primary("a").await;
+    let running = a.server.running().unwrap().unwrap();
+    let Some(icebox) = Icebox::freeze(running.pid) else {
+        eprintln!("not shown: no version 1 freezer that this user may use");
+        return;
+    };
+    let error = a.server.fence().await.unwrap_err();
+    assert!(
+        matches!(&error, Error::FenceUnproven { pids, .. } if pids.contains(&running.pid)),
+        "{error}"
+    );
+    std::fs::write(icebox.0.join("freezer.state"), "THAWED").unwrap();
+    let _proof = a.server.fence().await.unwrap();
+    assert_eq!(a.server.processes().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_frozen_postmaster_lets_nobody_in_while_older_sessions_answer_and_its_end_is_noticed() {
+    let a = Instance::primary("a").await;
+    let patience = Duration::from_secs(2);
+    let running = a.server.running().unwrap().unwrap();
+    let mut probe = Probe::new(&a.server, gate(), patience);
+    probe.probe().await.unwrap();
+    a.server.knock(patience).await.unwrap();
+    kill_process(pid(running.pid), Signal::STOP).unwrap();
+    assert!(a.server.knock(patience).await.is_err(), "a frozen postmaster answered");
+    probe.probe().await.unwrap();
+    let (server, postmaster) = (a.server.clone(), running.clone());
+    let end = tokio::spawn(async move { server.ended(&postmaster).await });
+    assert!(!end.is_finished());
+    kill_process(pid(running.pid), Signal::KILL).unwrap();
+    tokio::time::timeout(PATIENCE, end).await.unwrap().unwrap().unwrap();
+    assert_eq!(a.server.running().unwrap(), None);
+    a.server.ended(&running).await.unwrap();
+}
+
+#[tokio::test]
+async fn known_limits_are_found_and_counted() {
+    let a = Instance::primary("a").await;
+    assert_eq!(a.server.limits().await.unwrap().ungated_defaults, Vec::<String>::new());
+    for sql in [
+        "CREATE ROLE loose",
+        "ALTER ROLE loose SET synchronous_commit = off",
+        "CREATE ROLE strict",
+        "ALTER ROLE strict SET synchronous_commit = remote_apply",
+        "ALTER ROLE loose IN DATABASE postgres SET synchronous_commit = 'local'",
+        "CREATE DATABASE other",
+        "ALTER DATABASE other SET synchronous_commit = false",
+        "CREATE UNLOGGED TABLE u (n int)",
+        "CREATE TABLE l (n int)",
+    ] {
+        a.psql(sql);
+    }
+    let limits = a.server.limits().await.unwrap();
+    assert_eq!(
+        limits.ungated_defaults,
+        ["database other", "role loose", "role loose in database postgres"]
+    );
+    assert_eq!(limits.unlogged_tables_count, 1);
+    // template0 lets nobody in.
+    assert_eq!((limits.databases_unseen_count, limits.prepared_count), (1, 0));
+    assert!(!limits.fsync_off && !limits.full_page_writes_off);
+}
+
 #[tokio::test]
 async fn a_bystander_whose_working_directory_is_the_data_directory_is_spared() {
     let a = Instance::primary("a").await;

@@ -45,6 +45,16 @@ impl Candidate {
         self.promotion
     }
 
+    /// The server becomes a primary, or is one, and no lease covers it yet.
+    pub(super) fn promotes(&self) -> bool {
+        matches!(self.step, Step::Promoting | Step::Reporting { .. })
+    }
+
+    /// Going on with the server that it had as the last holder.
+    pub(super) fn resumes(&self) -> bool {
+        matches!(self.step, Step::Resuming)
+    }
+
     pub(super) fn word(&self) -> &'static str {
         match self.step {
             Step::Confirming => "candidate",

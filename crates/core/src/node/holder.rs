@@ -16,6 +16,9 @@ use crate::state::{Command, HolderProof, Published, ReleaseCause};
 
 /// A server that answers neither an open session nor a new one for this long has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// A server whose sessions answer but that lets no new one in for this long has failed. Longer than the
+/// other: a storm of connections can look alike for a while.
+pub(super) const DOOR_SILENCE_MAX: Duration = Duration::from_secs(6);
 /// The server is restarted in place this often within `RESTART_WINDOW`; then the lease is given back.
 const RESTARTS_MAX: usize = 3;
 const RESTART_WINDOW: Duration = Duration::from_secs(300);
@@ -76,10 +79,14 @@ pub(super) struct HolderStage {
     pub(super) undo: Option<(u64, String)>,
     /// On what ground the lease goes back.
     release: ReleaseCause,
+    /// When this process became the holder of the epoch.
+    since: BootInstant,
+    /// A fence was proven since, and no server was taken after it.
+    clean: bool,
 }
 
 impl HolderStage {
-    pub(super) fn begin(epoch: Epoch) -> HolderStage {
+    pub(super) fn begin(epoch: Epoch, since: BootInstant) -> HolderStage {
         HolderStage {
             epoch,
             step: Step::Acquiring,
@@ -92,6 +99,8 @@ impl HolderStage {
             switching: None,
             undo: None,
             release: ReleaseCause::Fenced,
+            since,
+            clean: false,
         }
     }
 
@@ -133,6 +142,25 @@ impl HolderStage {
     pub(super) fn release(&mut self, cause: ReleaseCause) {
         self.release = cause;
         self.step = Step::Releasing;
+    }
+
+    pub(super) fn since(&self) -> BootInstant {
+        self.since
+    }
+
+    /// It was proven that nothing of the server is left.
+    pub(super) fn stopped_clean(&mut self) {
+        self.clean = true;
+    }
+
+    /// Nothing of the server is left, and none was taken since that was proven.
+    pub(super) fn is_clean(&self) -> bool {
+        self.clean
+    }
+
+    /// The lease is being given back, which the fence came before.
+    pub(super) fn gave_up(&self) -> bool {
+        self.clean && matches!(self.step, Step::Releasing)
     }
 
     /// The gate's connection exists and its server should be alive.
@@ -284,8 +312,17 @@ impl Core {
             PostgresView::Running(facts) if facts.silent_for >= SILENCE_MAX => {
                 Some(format!("PostgreSQL has not answered for {:?}", facts.silent_for))
             }
+            PostgresView::Running(facts) if facts.door_silent_for >= DOOR_SILENCE_MAX => {
+                Some(format!(
+                    "PostgreSQL has let no new session in for {:?}: its postmaster is frozen",
+                    facts.door_silent_for
+                ))
+            }
             PostgresView::Running(facts) if facts.in_recovery == Some(true) => {
                 Some("PostgreSQL restarted by itself and came up read-only".to_owned())
+            }
+            PostgresView::Running(facts) if facts.foreign_server => {
+                Some("a PostgreSQL runs here that this node did not start".to_owned())
             }
             PostgresView::Running(facts) if facts.foreign_gate => {
                 Some("somebody else is connected under the gate's name".to_owned())
@@ -318,7 +355,9 @@ impl Core {
         match completion {
             Completion::ReadDone => {
                 if let (true, Some(grant)) = (self.lease_runs(now), self.running_grant()) {
-                    self.stage().step = Step::Taking;
+                    let stage = self.stage();
+                    stage.step = Step::Taking;
+                    stage.clean = false;
                     self.run(Task::Hold(grant));
                 } else {
                     self.stage().step = Step::Acquiring;
@@ -335,13 +374,16 @@ impl Core {
                 self.stage().step = Step::Fencing { then: AfterFence::Release };
                 self.run(Task::Fence);
             }
-            Completion::Fenced => match self.stage().step {
-                Step::Fencing { then: AfterFence::Release } => {
-                    self.stage().step = Step::Releasing;
-                    self.propose_release(now);
+            Completion::Fenced => {
+                self.stage().clean = true;
+                match self.stage().step {
+                    Step::Fencing { then: AfterFence::Release } => {
+                        self.stage().step = Step::Releasing;
+                        self.propose_release(now);
+                    }
+                    _ => self.stage().step = Step::Acquiring,
                 }
-                _ => self.stage().step = Step::Acquiring,
-            },
+            }
             Completion::SwitchoverPrepared => self.switchover_prepared(now),
             Completion::ClientsShutOut => self.clients_shut_out(now),
             Completion::StoppedCleanly { end_lsn } => self.stopped_cleanly(now, end_lsn),

@@ -9,6 +9,7 @@
 //! the release.
 
 mod candidate;
+mod guard;
 mod holder;
 mod leader;
 mod lease;
@@ -25,6 +26,7 @@ use understudy_types::{
     ProcessStart, PromotionId, SealedEnd, SourcePositions, SystemId, Timeline,
 };
 
+pub use guard::GuardWish;
 pub use views::{
     DataView, HeardReport, JournalView, LocalView, PeerReport, PostgresFacts, PostgresView,
     SourceView,
@@ -628,7 +630,7 @@ impl Core {
                 let same = matches!(&self.role, Role::Holder(s) if s.epoch() == self.state.epoch);
                 if !same {
                     self.leave_role();
-                    self.role = Role::Holder(HolderStage::begin(self.state.epoch));
+                    self.role = Role::Holder(HolderStage::begin(self.state.epoch, now));
                 }
             }
             (Phase::Promoting(_) | Phase::Running | Phase::Handover(_), _) => {

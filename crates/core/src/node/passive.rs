@@ -42,6 +42,14 @@ impl PassiveStage {
         PassiveStage { step: Step::Assessing, at_least: Rung::Follow, following: None }
     }
 
+    /// What runs here is a standby, or nothing does and that was proven.
+    pub(super) fn is_fenced(&self) -> bool {
+        match self.step {
+            Step::Assessing | Step::Fencing => false,
+            Step::Surveying | Step::Joining(_) | Step::Following | Step::Refused => true,
+        }
+    }
+
     pub(super) fn word(&self) -> &'static str {
         match self.step {
             Step::Assessing => "assessing",
@@ -137,6 +145,15 @@ impl Core {
         let Some(holder) = self.state.active() else { return };
         match &self.local.postgres {
             PostgresView::Running(facts) if facts.in_recovery == Some(false) => {
+                self.fence_passive();
+                return;
+            }
+            // It could not be promoted: that goes through its postmaster.
+            PostgresView::Running(facts) if facts.door_silent_for >= SILENCE_MAX => {
+                self.trouble = Some(format!(
+                    "the standby has let no new session in for {:?}: its postmaster is frozen",
+                    facts.door_silent_for
+                ));
                 self.fence_passive();
                 return;
             }

@@ -311,7 +311,9 @@ impl Core {
         self.permit = None;
         self.source = None;
         self.actions.push_back(Action::CloseGate(self.state.epoch));
-        self.stage().release(ReleaseCause::CleanEnd(end_lsn));
+        let stage = self.stage();
+        stage.stopped_clean();
+        stage.release(ReleaseCause::CleanEnd(end_lsn));
         self.propose_release(now);
     }
 

@@ -53,6 +53,9 @@ pub enum PostgresView {
 pub struct PostgresFacts {
     /// For how long neither an open session nor a new one has answered; zero when one just did.
     pub silent_for: Duration,
+    /// For how long no new session has been let in, or been refused in words, while older ones may
+    /// well answer: so a frozen postmaster looks. Zero when the last attempt was answered.
+    pub door_silent_for: Duration,
     /// A standby, or not yet opened for writing.
     pub in_recovery: Option<bool>,
     /// The timeline it writes on or replays.
@@ -61,6 +64,8 @@ pub struct PostgresFacts {
     pub flush_lsn: Option<Lsn>,
     /// Replayed (a standby).
     pub replay_lsn: Option<Lsn>,
+    /// It is not the server that this process started or took up as the holder.
+    pub foreign_server: bool,
     /// Somebody other than this node is connected under the gate's name.
     pub foreign_gate: bool,
 }

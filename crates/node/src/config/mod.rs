@@ -103,6 +103,10 @@ pub struct PostgresConfig {
     pub advertise: String,
     /// Where its Unix socket is. Default `<data_dir>/run`.
     pub socket_directory: PathBuf,
+    /// A small process beside the daemon ends PostgreSQL when the lease runs out and the daemon, dead or
+    /// frozen, does nothing. Default `true`. With `false` nothing is confirmed then either, but sessions
+    /// go on reading data that may be old until the daemon is back.
+    pub guardian: bool,
     /// The operator's own settings. Those that the protocol rests on are refused.
     pub parameters: BTreeMap<String, String>,
 }
@@ -227,6 +231,7 @@ impl PostgresConfig {
             os_user: "postgres".to_owned(),
             advertise: format!("{host}:5432"),
             socket_directory: data_dir.join("run"),
+            guardian: true,
             parameters: BTreeMap::new(),
         }
     }

@@ -65,6 +65,7 @@ pub(super) struct RawPostgres {
     pub(super) os_user: Option<String>,
     pub(super) advertise: Option<String>,
     pub(super) socket_directory: Option<PathBuf>,
+    pub(super) guardian: Option<bool>,
     #[serde(default)]
     pub(super) parameters: BTreeMap<String, toml::Value>,
 }

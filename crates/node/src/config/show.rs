@@ -128,6 +128,8 @@ fn postgres(config: &PostgresConfig, out: &mut String) -> std::fmt::Result {
     writeln!(out, "advertise = {}", text(&config.advertise))?;
     writeln!(out, "# Its Unix socket. Default <data_dir>/run.")?;
     writeln!(out, "socket_directory = {}", path(&config.socket_directory))?;
+    writeln!(out, "# End PostgreSQL when the lease runs out and the daemon is dead or frozen.")?;
+    writeln!(out, "guardian = {}", config.guardian)?;
     writeln!(
         out,
         "\n# Your own settings. Those that replication rests on are refused, with the reason."

@@ -354,6 +354,7 @@ fn check_postgres(
     if let Some(path) = raw.socket_directory {
         config.socket_directory = found.path("postgres.socket_directory", base, path);
     }
+    config.guardian = raw.guardian.unwrap_or(config.guardian);
     let socket = config.socket_directory.join(format!(".s.PGSQL.{}", config.port));
     let bytes = socket.as_os_str().len();
     // The default directory lies in data_dir, which has its own check.

@@ -42,6 +42,8 @@ impl Hands {
         .await
         .map_err(transient)?;
         self.open_cell(grant.epoch)?;
+        self.set_held(None);
+        self.guarded().await?;
         let running = self.primary(grant).await?;
         let gate = running.gate_name.ok_or_else(|| {
             transient_words("the server runs without a gate's name on its command line")
@@ -56,6 +58,7 @@ impl Hands {
             )));
         }
         let end_lsn = seen.flush_lsn.ok_or_else(|| transient_words("the server is in recovery"))?;
+        self.set_held(Some((running.pid, running.start_time_ticks)));
         self.start_source(grant, &gate).await?;
         tracing::info!(epoch = %grant.epoch, timeline = %grant.timeline, %end_lsn, "holding");
         Ok(Completion::Held { end_lsn })
@@ -190,6 +193,7 @@ impl Hands {
                 );
             }
         }
+        self.guarded().await?;
         let promoted =
             self.server().promote(grant.timeline, PROMOTE_PATIENCE).await.map_err(transient)?;
         if promoted.timeline != grant.timeline {

@@ -11,15 +11,15 @@ mod observe;
 mod switchover;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use understudy_core::node::{Completion, Event, Task, TaskFailure, TaskId};
-use understudy_postgres::{DataDirectory, Server};
+use understudy_postgres::{DataDirectory, GuardianLink, Server};
 use understudy_shipping::journal::Journal;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::receiver::{ReceiverStatus, StandbyProgress};
@@ -40,6 +40,9 @@ const START_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a reload of pg_hba.conf may take.
 const HBA_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the guardian may take to start and to confirm a deadline.
+const GUARD_PATIENCE: Duration = Duration::from_secs(3);
+
 /// A long step says in the log how far it is this often.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -57,6 +60,8 @@ pub(crate) struct HandsOptions {
     pub(crate) cluster: ClusterId,
     pub(crate) incarnation: Incarnation,
     pub(crate) data_dir: PathBuf,
+    /// `None` where the configuration does without.
+    pub(crate) guard: Option<Arc<GuardianLink>>,
     pub(crate) server: Server,
     pub(crate) journal: Journal,
     pub(crate) cell: Arc<PermitCell>,
@@ -106,6 +111,8 @@ struct Inner {
     turn: Mutex<()>,
     observed: Arc<tokio::sync::Notify>,
     task_serial: AtomicU64,
+    /// The server that was taken as the holder: its process id and start.
+    held: std::sync::Mutex<Option<(u32, u64)>>,
 }
 
 impl Hands {
@@ -119,6 +126,7 @@ impl Hands {
                 turn: Mutex::new(()),
                 observed: Arc::default(),
                 task_serial: AtomicU64::new(0),
+                held: std::sync::Mutex::default(),
             }),
         }
     }
@@ -205,8 +213,25 @@ impl Hands {
 
     async fn fence(&self) -> Result<Completion, TaskFailure> {
         self.stop_source().await;
+        self.set_held(None);
         let _proof = self.server().fence().await.map_err(transient)?;
         Ok(Completion::Fenced)
+    }
+
+    /// Before a server may be writable: the guardian has confirmed until when.
+    async fn guarded(&self) -> Result<(), TaskFailure> {
+        match &self.options().guard {
+            Some(guard) => guard.until_armed(GUARD_PATIENCE).await.map_err(transient),
+            None => Ok(()),
+        }
+    }
+
+    fn set_held(&self, server: Option<(u32, u64)>) {
+        *self.inner.held.lock().unwrap_or_else(PoisonError::into_inner) = server;
+    }
+
+    fn held(&self) -> Option<(u32, u64)> {
+        *self.inner.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn stop_source(&self) {

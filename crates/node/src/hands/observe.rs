@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 use understudy_core::node::{DataView, JournalView, LocalView, PostgresFacts, PostgresView};
 use understudy_postgres::{DataDirectory, GateName, Observation, Probe, Running};
 use understudy_types::BootInstant;
@@ -15,10 +17,73 @@ const PROBE_PATIENCE: Duration = Duration::from_millis(1000);
 /// The data directory is looked at again after this while no server runs on it.
 const INSPECT_INTERVAL: Duration = Duration::from_secs(2);
 
+/// A new session is asked for this often, and may take this long. The first is in the background: what
+/// it waits for must not keep the regular look.
+const KNOCK_INTERVAL: Duration = Duration::from_secs(1);
+const KNOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Watches one postmaster beside the regular look: its end is noticed at once, and whether it still lets
+/// sessions in is asked all the time.
+struct Watcher {
+    /// Nanoseconds since boot.
+    door_answered_at: Arc<AtomicU64>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Watcher {
+    fn start(hands: &Hands, running: &Running) -> Watcher {
+        let door_answered_at = Arc::new(AtomicU64::new(hands.options().clock.now().0));
+        let (answered, door) = (door_answered_at.clone(), hands.clone());
+        let knocking = tokio::spawn(async move {
+            let mut every = tokio::time::interval(KNOCK_INTERVAL);
+            every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                every.tick().await;
+                match door.server().knock(KNOCK_PATIENCE).await {
+                    Ok(()) => answered.store(door.options().clock.now().0, Ordering::Relaxed),
+                    Err(error) => tracing::debug!(
+                        error = super::chain(&error),
+                        "the server lets no session in"
+                    ),
+                }
+            }
+        });
+        let (hands, running) = (hands.clone(), running.clone());
+        let waiting = tokio::spawn(async move {
+            match hands.server().ended(&running).await {
+                Ok(()) => {
+                    let left = hands.server().processes().unwrap_or(0);
+                    tracing::info!(pid = running.pid, left, "the postmaster has ended");
+                }
+                // The regular look tells too, only later.
+                Err(error) => tracing::warn!(
+                    error = super::chain(&error),
+                    "cannot wait for the postmaster's end"
+                ),
+            }
+            hands.wish_look();
+        });
+        Watcher { door_answered_at, tasks: [knocking, waiting] }
+    }
+
+    /// Zero while the last attempt is not overdue.
+    fn door_silent_for(&self, now: BootInstant) -> Duration {
+        let answered_at = BootInstant(self.door_answered_at.load(Ordering::Relaxed));
+        let silent = now.since(answered_at);
+        if silent < KNOCK_INTERVAL + KNOCK_PATIENCE { Duration::ZERO } else { silent }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
 /// Sees the machine through the hands' handles; keeps one session to the server open.
 pub(crate) struct Observer {
     hands: Hands,
-    probe: Option<(Running, Probe)>,
+    probe: Option<(Running, Probe, Watcher)>,
     answered_at: BootInstant,
     facts: PostgresFacts,
     data: DataView,
@@ -77,15 +142,16 @@ impl Observer {
         let same = |known: &Running| {
             (known.pid, known.start_time_ticks) == (running.pid, running.start_time_ticks)
         };
-        if !self.probe.as_ref().is_some_and(|(known, _)| same(known)) {
+        if !self.probe.as_ref().is_some_and(|(known, _, _)| same(known)) {
             let gate = running.gate_name.clone().unwrap_or_else(nobody);
             let probe = Probe::new(self.hands.server(), gate, PROBE_PATIENCE);
-            self.probe = Some((running, probe));
+            let watcher = Watcher::start(&self.hands, &running);
+            self.probe = Some((running, probe, watcher));
             self.answered_at = now;
             self.facts = PostgresFacts::default();
             self.seen = None;
         }
-        let Some((_, probe)) = &mut self.probe else { return PostgresView::Unknown };
+        let Some((known, probe, watcher)) = &mut self.probe else { return PostgresView::Unknown };
         match probe.probe().await {
             Ok(seen) => {
                 self.answered_at = self.hands.options().clock.now();
@@ -98,7 +164,16 @@ impl Observer {
         }
         let silent_for = self.hands.options().clock.now().since(self.answered_at);
         let silent_for = if silent_for < PROBE_PATIENCE { Duration::ZERO } else { silent_for };
-        PostgresView::Running(PostgresFacts { silent_for, ..self.facts.clone() })
+        let door_silent_for = watcher.door_silent_for(self.hands.options().clock.now());
+        let foreign_server =
+            self.hands.held().is_some_and(|held| held != (known.pid, known.start_time_ticks));
+        let facts = self.facts.clone();
+        PostgresView::Running(PostgresFacts {
+            silent_for,
+            door_silent_for,
+            foreign_server,
+            ..facts
+        })
     }
 
     /// The control file is read by a program of its own, so not at every look.
@@ -152,10 +227,12 @@ fn facts(seen: &Observation, own_gate: Option<u32>) -> PostgresFacts {
     let foreign = own_gate.is_some_and(|own| seen.gate_rows.iter().any(|r| r.walsender_pid != own));
     PostgresFacts {
         silent_for: Duration::ZERO,
+        door_silent_for: Duration::ZERO,
         in_recovery: Some(seen.in_recovery),
         timeline: seen.timeline,
         flush_lsn: seen.flush_lsn,
         replay_lsn: seen.replay_lsn,
+        foreign_server: false,
         foreign_gate: foreign,
     }
 }

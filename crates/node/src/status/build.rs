@@ -161,6 +161,7 @@ impl StatusBuilder {
             program_version: report.and_then(|report| words(&report.version)),
             mark: inputs.state.marks.get(&member.id).map(mark),
             leader: inputs.leader == Some(member.id),
+            warnings: fresh.map(|report| report.warnings.clone()).unwrap_or_default(),
         }
     }
 }

@@ -200,6 +200,9 @@ pub struct NodeStatus {
     pub mark: Option<String>,
     /// It leads the consensus.
     pub leader: bool,
+    /// Known limits of the gate that were found at its server, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// How far a long step is.

@@ -79,6 +79,7 @@ impl From<&NodeStatus> for v1::NodeStatus {
             version: node.program_version.clone().unwrap_or_default(),
             mark: node.mark.clone().unwrap_or_default(),
             leader: node.leader,
+            warnings: node.warnings.clone(),
         }
     }
 }
@@ -192,6 +193,7 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             program_version: present(node.version),
             mark: present(node.mark),
             leader: node.leader,
+            warnings: node.warnings,
         })
     }
 }

@@ -116,7 +116,11 @@ impl Instance {
 
     /// A client that commits without end, whoever listens.
     pub(crate) fn busy_client(&self) -> Busy {
-        let sql = "DO $$ BEGIN LOOP INSERT INTO t VALUES (0); COMMIT; END LOOP; END $$";
+        self.client("DO $$ BEGIN LOOP INSERT INTO t VALUES (0); COMMIT; END LOOP; END $$")
+    }
+
+    /// A client that runs one statement.
+    pub(crate) fn client(&self, sql: &str) -> Busy {
         let mut command = self.psql_command("postgres", sql);
         Busy(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
