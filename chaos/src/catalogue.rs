@@ -253,7 +253,7 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     row(
         "F-33",
-        "the active sends 256 kbit/s at most",
+        "the active sends the passive 256 kbit/s at most",
         "heartbeats are not stuck behind WAL: no failover",
         Built(links::active_s_link_is_narrow),
     ),

@@ -28,7 +28,7 @@ pub(crate) enum Kind {
 }
 
 /// Rounds in one mode before the other has its turn: each change founds a cluster.
-const ROUNDS_PER_MODE: u32 = 10;
+const ROUNDS_PER_MODE: u32 = 5;
 
 const ISOLATION: [Row; 1] = [Row {
     id: "isolation",

@@ -1,5 +1,5 @@
 //! Links that lose, refuse or slow what goes over them: nftables in the receiver's namespace (one rule is
-//! one direction), token buckets at the sender's.
+//! one direction), traffic classes at the sender's.
 //!
 //! The proof is the kernel's own counter of packets that a rule hit.
 
@@ -178,20 +178,42 @@ impl Fault for Links {
     }
 }
 
-/// A site sends no faster than this to anybody.
+/// A site sends no faster than this to another one; its way to everybody else is free.
 pub(crate) struct Narrow {
     arena: Arena,
-    site: &'static str,
+    from: &'static str,
+    to: &'static str,
     in_place: bool,
 }
 
 impl Narrow {
-    /// `rate` as tc spells it, such as `256kbit`.
-    pub(crate) fn begin(arena: &Arena, site: &'static str, rate: &str) -> Result<Narrow> {
-        let shape = ["qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate];
-        let limits = ["burst", "16kb", "latency", "400ms"];
-        said(arena.at(site, "tc").args(shape).args(limits))?;
-        Ok(Narrow { arena: arena.clone(), site, in_place: true })
+    /// `rate` as tc spells it, such as `256kbit`. What has to wait is kept for about half a second's worth
+    /// at that rate, as a small router would, and lost beyond it.
+    pub(crate) fn begin(
+        arena: &Arena,
+        from: &'static str,
+        to: &'static str,
+        rate: &str,
+    ) -> Result<Narrow> {
+        let mut narrow = Narrow { arena: arena.clone(), from, to, in_place: true };
+        let target = format!("{}/32", address(to));
+        let steps = [
+            "qdisc add dev eth0 root handle 1: htb default 10",
+            "class add dev eth0 parent 1: classid 1:10 htb rate 1gbit quantum 60000",
+            &format!("class add dev eth0 parent 1: classid 1:20 htb rate {rate}"),
+            "qdisc add dev eth0 parent 1:20 bfifo limit 16kb",
+            &format!(
+                "filter add dev eth0 parent 1: protocol ip prio 1 u32 match ip dst {target} flowid 1:20"
+            ),
+        ];
+        for step in steps {
+            if let Err(error) = said(arena.at(from, "tc").args(step.split(' '))) {
+                // Half a shape would be nobody's to remove.
+                narrow.heal().ok();
+                return Err(error);
+            }
+        }
+        Ok(narrow)
     }
 }
 
@@ -201,16 +223,18 @@ impl Fault for Narrow {
             return Ok(None);
         }
         let text =
-            output(self.arena.at(self.site, "tc").args(["-s", "qdisc", "show", "dev", "eth0"]))?;
-        let rest = text.split("overlimits ").nth(1).context("read tc's overlimits")?;
+            output(self.arena.at(self.from, "tc").args("-s class show dev eth0".split(' ')))?;
+        let own =
+            text.split("class htb 1:20").nth(1).context("find the narrow class in tc's list")?;
+        let rest = own.split("overlimits ").nth(1).context("read tc's overlimits")?;
         let held: u64 = rest.split(' ').next().unwrap_or_default().parse().unwrap_or(0);
-        let words = format!("{} had to wait for the link {held} times", self.site);
+        let words = format!("what {} sent to {} had to wait {held} times", self.from, self.to);
         Ok((held > 0).then_some(words))
     }
 
     fn heal(&mut self) -> Result<()> {
         if std::mem::take(&mut self.in_place) {
-            said(self.arena.at(self.site, "tc").args(["qdisc", "del", "dev", "eth0", "root"]))?;
+            said(self.arena.at(self.from, "tc").args(["qdisc", "del", "dev", "eth0", "root"]))?;
         }
         Ok(())
     }

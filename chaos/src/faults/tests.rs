@@ -103,9 +103,13 @@ fn links_lose_reset_and_delay_and_are_healed() {
     assert_eq!(echo(&arena, "north"), None);
     drop(resets.heal());
 
-    let mut narrow = Narrow::begin(&arena, "north", "256kbit").unwrap();
+    let mut narrow = Narrow::begin(&arena, "north", "south", "8kbit").unwrap();
+    // The first echo goes through in the class's burst, the next ones have to wait.
+    for _ in 0..3 {
+        echo(&arena, "north");
+    }
+    healed(&mut narrow, "a narrow link");
     assert!(echo(&arena, "north").is_some());
-    narrow.heal().unwrap();
 
     // A thread of its own: TAP devices are made where the calling thread is, and who is inside an arena
     // would be among what is swept.

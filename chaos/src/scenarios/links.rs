@@ -14,6 +14,7 @@ use crate::stage::Stage;
 /// F-19.
 pub(crate) fn active_is_isolated(stage: &mut Stage) -> Result<()> {
     let (active, passive) = stage.sites();
+    stage.outage_at_most(LEASE * 3);
     let cut = stage.inflict(|lab| Links::isolate(&lab.arena, active))?;
     stage.takes_over(passive, TAKEOVER)?;
     stage.commits_go_on_at_the_new_side(seconds(3))?;
@@ -165,8 +166,8 @@ pub(crate) fn active_s_link_reorders_and_repeats(stage: &mut Stage) -> Result<()
 
 /// F-33.
 pub(crate) fn active_s_link_is_narrow(stage: &mut Stage) -> Result<()> {
-    let (active, _) = stage.sites();
-    let narrow = stage.inflict(|lab| Narrow::begin(&lab.arena, active, "256kbit"))?;
+    let (active, passive) = stage.sites();
+    let narrow = stage.inflict(|lab| Narrow::begin(&lab.arena, active, passive, "256kbit"))?;
     stage.nobody_takes_over_for(LEASE * 4)?;
     stage.acknowledged_again(TAKEOVER)?;
     stage.heal(narrow)?;

@@ -1,5 +1,7 @@
 //! F-1 to F-10, F-17, F-18: processes of the active site that end, stand still or starve.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, ensure};
 use rustix::process::Pid;
 
@@ -42,14 +44,19 @@ pub(crate) fn one_backend_is_killed(stage: &mut Stage) -> Result<()> {
 
 /// F-4: half a lease, one, and five.
 pub(crate) fn active_s_daemon_stands_still(stage: &mut Stage) -> Result<()> {
+    // A failover may follow, and then has its time; an outage as long as the freeze is none.
+    stage.outage_at_most(LEASE * 3);
     for duration in [LEASE / 2, LEASE, LEASE * 5] {
         stage.new_round()?;
         let (active, passive) = stage.sites();
         let stopped = stage.inflict(|lab| Stopped::daemon(lab, active))?;
-        last(duration);
+        let begun = Instant::now();
         if duration > LEASE * 2 {
             stage.takes_over(passive, TAKEOVER)?;
+            let seconds = begun.elapsed().as_secs_f64();
+            stage.note(format!("{passive} took over {seconds:.1} s after the daemon was stopped"));
         }
+        last(duration.saturating_sub(begun.elapsed()));
         stage.heal(stopped)?;
         stage.protected_again()?;
     }
@@ -105,6 +112,7 @@ pub(crate) fn gate_s_walsender_stands_still(stage: &mut Stage) -> Result<()> {
 /// F-8.
 pub(crate) fn active_site_stands_still(stage: &mut Stage) -> Result<()> {
     let (active, passive) = stage.sites();
+    stage.outage_at_most(LEASE * 3);
     let frozen = stage.inflict(|lab| FrozenSite::begin(lab, active))?;
     stage.takes_over(passive, TAKEOVER)?;
     stage.commits_go_on_at_the_new_side(seconds(3))?;
