@@ -144,8 +144,8 @@ fn act(row: &Row, lab: &Lab, runtime: &Runtime, account: &mut Account) -> Result
     let seen = observer.end();
     let recorded = runtime.block_on(workload.stop());
     judge_outages(&recorded, outage_max, account);
-    judge_tenures(lab, first_epoch, &recorded, &seen, &clocks, account);
-    judge_content(lab, runtime, &recorded, account)
+    let successions = judge_tenures(lab, first_epoch, &recorded, &seen, &clocks, account);
+    judge_content(lab, runtime, &recorded, &successions, account)
 }
 
 /// Dead daemons are started, as systemd would have, and both sites are in their roles again.
@@ -216,7 +216,8 @@ fn boot_seconds() -> f64 {
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-/// Nobody acted as the active after being succeeded.
+/// Nobody acted as the active after being succeeded. Returns when each successor was first asked for a
+/// commit that it confirmed.
 fn judge_tenures(
     lab: &Lab,
     first_epoch: u64,
@@ -224,9 +225,10 @@ fn judge_tenures(
     seen: &Seen,
     clocks: &Clocks,
     account: &mut Account,
-) {
+) -> Vec<Duration> {
     let Some(sides) = sides(lab, first_epoch) else {
-        return account.wrong("the cluster does not say who held the epochs");
+        account.wrong("the cluster does not say who held the epochs");
+        return Vec::new();
     };
     let name = |side: &usize| DATA[*side].to_owned();
     account.played.actives = sides.iter().map(name).collect();
@@ -245,15 +247,11 @@ fn judge_tenures(
         account.wrong(format!("{count} acknowledgements by a side that was succeeded: {first:?}"));
     }
     // A gate's own admission counts from the moment at which a later tenure's first write was sent.
-    let begins = tenures_seen(&acknowledged, &sides);
+    let successions = successions(&acknowledged, &sides);
     let admitted = seen.late.iter().filter(|(side, at)| {
-        let Some(at) = clocks.of_boot(*at) else { return false };
-        let later = sides.iter().zip(&begins).skip(1);
-        later.filter(|(holder, _)| *holder != side).any(|(holder, begin)| {
-            let Some(begin) = begin else { return false };
-            let first = acknowledged.iter().find(|d| d.side == *holder && d.answered_at == *begin);
-            first.is_some_and(|first| at > first.asked_at)
-        })
+        let at = clocks.of_boot(*at);
+        let mut others = successions.iter().filter(|(holder, _)| holder != side);
+        others.any(|(_, first)| at.is_some_and(|at| at > *first))
     });
     let admitted = admitted.count();
     if admitted > 0 {
@@ -276,6 +274,18 @@ fn judge_tenures(
     if seen.samples == 0 {
         account.wrong("no site ever answered at /primary");
     }
+    successions.into_iter().map(|(_, first)| first).collect()
+}
+
+/// Each tenure but the first, with the moment at which its first confirmed write was sent.
+fn successions(acknowledged: &[Deed], sides: &[usize]) -> Vec<(usize, Duration)> {
+    let begins = tenures_seen(acknowledged, sides);
+    let later = sides.iter().zip(begins).skip(1);
+    let first = |(side, begin): (&usize, Option<Duration>)| {
+        let own = |deed: &&Deed| deed.side == *side && Some(deed.answered_at) == begin;
+        acknowledged.iter().find(own).map(|deed| (*side, deed.asked_at))
+    };
+    later.filter_map(first).collect()
 }
 
 /// Who held the epochs from `first_epoch` on, as the replicated lineage says; successive epochs of one
@@ -298,6 +308,7 @@ fn judge_content(
     lab: &Lab,
     runtime: &Runtime,
     recorded: &Recorded,
+    successions: &[Duration],
     account: &mut Account,
 ) -> Result<()> {
     let active = lab.active().context("find the active site for the account")?;
@@ -309,8 +320,11 @@ fn judge_content(
     let (here, there) = (named(true)?, named(false)?);
     let credentials = lab.credentials();
     let rows = runtime.block_on(read_rows(here, &credentials, TENANTS))?;
-    let faults = recorded.pulse.faults();
-    let verdict = recorded.recorder().with_ledger(|ledger| verdict_of(ledger, &rows, faults));
+    // A side that lives on confirms commits after the fault too, so what was lost of it is measured up to
+    // its succession.
+    let mut ends = [recorded.pulse.faults(), successions].concat();
+    ends.sort_unstable();
+    let verdict = recorded.recorder().with_ledger(|ledger| verdict_of(ledger, &rows, &ends));
     take_over(&verdict, lab.mode, account);
     let differences = runtime.block_on(differences_between_sites(
         (here, &credentials),

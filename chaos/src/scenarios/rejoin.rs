@@ -71,16 +71,23 @@ pub(crate) fn old_active_is_started_by_hand(stage: &mut Stage) -> Result<()> {
     let lab = stage.lab;
     let pgdata = lab.pgdata(active);
     let socket = lab.site_dir(active).join("data/run");
+    let log = pgdata.join("by-hand.log");
     let mut start = lab.by_hand(active, "pg_ctl");
     start.args(["start", "--wait", "--timeout=20", "--silent", "-D"]).arg(&pgdata);
-    start.arg("-l").arg("/dev/null").arg("-o").arg(format!("-k {} -p 5432", socket.display()));
+    // With the sizes that a standby needs, so that nothing but its role keeps it from confirming.
+    let sizes = "-c max_connections=300 -c max_prepared_transactions=10 -c max_wal_senders=10";
+    let socket = socket.display();
+    start.arg("-l").arg(&log).arg("-o").arg(format!("-k {socket} -p 5432 {sizes}"));
     let started = output(&mut start);
-    stage.note(match &started {
-        Ok(_) => "pg_ctl start by hand: it started".to_owned(),
-        Err(error) => format!("pg_ctl start by hand: {error:#}"),
-    });
+    let said = fs::read_to_string(&log).unwrap_or_default();
+    let last = said.lines().last().unwrap_or("it said nothing");
+    let how = if started.is_ok() { "started" } else { "refused" };
+    stage.note(format!("pg_ctl start by hand: {how}; {last}"));
     let runs = lab.postmaster(active).is_some();
     let wrote = lab.sql(active, "postgres", "CREATE TABLE by_hand_f94 (n int)");
+    if let Err(error) = &wrote {
+        stage.note(format!("a write there: {error:#}"));
+    }
     if runs {
         let mut stop = lab.by_hand(active, "pg_ctl");
         output(stop.args(["stop", "--mode=immediate", "--silent", "-D"]).arg(&pgdata)).ok();
