@@ -10,8 +10,8 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use understudy_checks::{Deed, Outcome, deeds_outside_their_side_s_tenure, tenures_seen};
 use understudy_workload::{
-    Recorded, Verdict, Workload, WorkloadOptions, differences_between_sites, prepare_tenants,
-    read_rows, verdict_of,
+    Outage, Recorded, Verdict, Workload, WorkloadOptions, differences_between_sites,
+    prepare_tenants, read_rows, verdict_of,
 };
 
 use crate::catalogue::Row;
@@ -177,18 +177,26 @@ fn start_workload(lab: &Lab, runtime: &Runtime) -> Result<Workload> {
 
 fn judge_outages(recorded: &Recorded, outage_max: Option<Duration>, account: &mut Account) {
     let outages = recorded.pulse.outages();
-    let lengths: Vec<_> = outages.iter().map(|outage| outage.write_outage()).collect();
-    if lengths.is_empty() {
-        account.wrong("no fault was begun");
-    } else if let Some(lengths) = lengths.into_iter().collect::<Option<Vec<_>>>() {
-        let worst = lengths.into_iter().max().unwrap_or_default();
-        account.played.write_outage_ms = u64::try_from(worst.as_millis()).ok();
-        if let Some(limit) = outage_max.filter(|limit| worst > *limit) {
-            account.wrong(format!("write outage {worst:?}, at most {limit:?} expected"));
-        }
-    } else {
-        account.wrong("the write outage never ended");
+    if outages.is_empty() {
+        return account.wrong("no fault was begun");
     }
+    let Some(worst) = longest(&outages) else {
+        return account.wrong("the write outage never ended");
+    };
+    account.played.write_outage_ms = u64::try_from(worst.as_millis()).ok();
+    if let Some(limit) = outage_max.filter(|limit| worst > *limit) {
+        account.wrong(format!("write outage {worst:?}, at most {limit:?} expected"));
+    }
+}
+
+/// The longest outage. One that had not ended when the next fault was begun ends with that fault's.
+fn longest(outages: &[Outage]) -> Option<Duration> {
+    let length = |(index, outage): (usize, &Outage)| {
+        let end = outages[index..].iter().find_map(|later| later.acknowledged_again_at)?;
+        Some(end.saturating_sub(outage.last_acknowledged_at))
+    };
+    let lengths: Option<Vec<Duration>> = outages.iter().enumerate().map(length).collect();
+    lengths?.into_iter().max()
 }
 
 /// One moment on three clocks.
@@ -362,4 +370,24 @@ fn take_over(verdict: &Verdict, mode: Mode, account: &mut Account) {
 /// Where the logs of a row that failed are kept.
 pub(crate) fn logs_of(played: &Played, directory: &Path) -> std::path::PathBuf {
     directory.join(format!("{}-{}", played.row, played.mode.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outage(fault: u64, last: u64, again: Option<u64>) -> Outage {
+        Outage {
+            fault_at: Duration::from_secs(fault),
+            last_acknowledged_at: Duration::from_secs(last),
+            acknowledged_again_at: again.map(Duration::from_secs),
+        }
+    }
+
+    #[test]
+    fn an_outage_goes_on_through_the_next_fault_and_one_without_an_end_has_no_length() {
+        let through = [outage(10, 9, None), outage(12, 12, Some(20)), outage(30, 29, Some(31))];
+        assert_eq!(longest(&through), Some(Duration::from_secs(11)));
+        assert_eq!(longest(&[outage(10, 9, Some(11)), outage(12, 12, None)]), None);
+    }
 }
