@@ -7,6 +7,7 @@
 mod invariants;
 mod ledger;
 mod sites;
+mod tenures;
 
 pub use invariants::{
     Violation, each_connection_lost_only_its_last_writes, every_acknowledged_row_survived,
@@ -18,3 +19,4 @@ pub use ledger::{
     WriteId,
 };
 pub use sites::{Difference, SiteContent, TableDigest, compare_sites};
+pub use tenures::{Deed, deeds_outside_their_side_s_tenure, tenures_seen};

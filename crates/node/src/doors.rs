@@ -186,8 +186,13 @@ async fn publish(doors: Doors, publisher: watch::Sender<Arc<ClusterStatus>>) {
         let view = doors.view.borrow().clone();
         let Some(view) = view else { continue };
         let status = doors.snapshot(&view, &mut builder, sequence);
-        let late_releases_count = doors.cell.status().late_release_count;
-        recorder.record(&status, &Local { uptime: started.elapsed(), late_releases_count });
+        let cell = doors.cell.status();
+        let local = Local {
+            uptime: started.elapsed(),
+            late_releases_count: cell.late_release_count,
+            last_late_release_at: cell.last_late_release.map(|late| late.at),
+        };
+        recorder.record(&status, &local);
         if publisher.send(Arc::new(status)).is_err() {
             return;
         }

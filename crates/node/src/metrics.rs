@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
-use understudy_types::Epoch;
+use understudy_types::{BootInstant, Epoch};
 
 use crate::status::{ClusterStatus, NodeStatus, SiteRole};
 
@@ -34,6 +34,8 @@ pub struct Local {
     pub uptime: Duration,
     /// Acknowledgements that may have left the gate after its deadline, since the daemon started.
     pub late_releases_count: u64,
+    /// When the newest of them was over, on `CLOCK_BOOTTIME`; absent while there is none.
+    pub last_late_release_at: Option<BootInstant>,
 }
 
 /// Sets the metrics; keep one for the life of the daemon.
@@ -49,6 +51,8 @@ impl StatusMetrics {
         gauge!("understudy_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         gauge!("understudy_node_uptime_seconds").set(local.uptime.as_secs_f64());
         counter!("understudy_gate_late_releases_total").absolute(local.late_releases_count);
+        let late_at = local.last_late_release_at.map(|at| at.0 as f64 / 1e9);
+        gauge!("understudy_gate_last_late_release_seconds").set(or_nan(late_at));
         gauge!("understudy_cluster_epoch").set(status.epoch.number as f64);
         gauge!("understudy_cluster_members_count").set(status.nodes.len() as f64);
         gauge!("understudy_cluster_has_active").set(flag(status.active.is_some()));
@@ -161,6 +165,11 @@ const GAUGES: &[(&str, Option<Unit>, &str)] = &[
     ),
     ("understudy_durability_exposure_bytes", BYTES, "Would be lost now, as WAL; NaN if unknown."),
     ("understudy_durability_rpo_ceiling_seconds", SECONDS, "The ceiling; NaN if there is none."),
+    (
+        "understudy_gate_last_late_release_seconds",
+        SECONDS,
+        "When the newest late release was over, on the machine's boot clock; NaN if there is none.",
+    ),
     ("understudy_lease_left_seconds", SECONDS, "What is left of this node's lease; NaN if none."),
     ("understudy_postgres_up", None, "1 while this node's PostgreSQL answers."),
     ("understudy_member_heard_seconds", SECONDS, "Since a member was heard; NaN if never."),
@@ -199,8 +208,12 @@ mod tests {
         let text = metrics::with_local_recorder(&recorder, || {
             describe();
             let status = Scene::seen_by(SOUTH).build();
-            metrics
-                .record(&status, &Local { uptime: Duration::from_secs(9), late_releases_count: 2 });
+            let local = Local {
+                uptime: Duration::from_secs(9),
+                late_releases_count: 2,
+                last_late_release_at: Some(BootInstant(1_500_000_000)),
+            };
+            metrics.record(&status, &local);
             recorder.handle().render()
         });
         for line in [
@@ -208,6 +221,7 @@ mod tests {
             "understudy_node_role{role=\"active\"} 0",
             "understudy_node_uptime_seconds 9",
             "understudy_gate_late_releases_total 2",
+            "understudy_gate_last_late_release_seconds 1.5",
             "understudy_cluster_failovers_total 0",
             "understudy_replication_durable_lag_bytes{node=\"south\"} 700",
             "understudy_replication_durable_lag_bytes{node=\"north\"} NaN",

@@ -13,7 +13,8 @@ pub struct Recorder {
     began: Instant,
     ledger: Mutex<Ledger>,
     next_row: AtomicU64,
-    next_connection: AtomicU64,
+    /// Which server each connection leads to, in the order of their identities (from 1).
+    connections: Mutex<Vec<usize>>,
     acknowledged_count: AtomicU64,
     failed_count: AtomicU64,
     unknown_count: AtomicU64,
@@ -27,7 +28,7 @@ impl Recorder {
             began: Instant::now(),
             ledger: Mutex::new(Ledger::new(capacity_count)),
             next_row: AtomicU64::new(1),
-            next_connection: AtomicU64::new(1),
+            connections: Mutex::new(Vec::new()),
             acknowledged_count: AtomicU64::new(0),
             failed_count: AtomicU64::new(0),
             unknown_count: AtomicU64::new(0),
@@ -45,9 +46,18 @@ impl Recorder {
         RowId(self.next_row.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// A connection identity that nobody else has.
-    pub(crate) fn new_connection(&self) -> u64 {
-        self.next_connection.fetch_add(1, Ordering::Relaxed)
+    /// A connection identity that nobody else has, for a connection to the server with this index.
+    pub(crate) fn new_connection(&self, server: usize) -> u64 {
+        let mut connections = self.lock_connections();
+        connections.push(server);
+        connections.len() as u64
+    }
+
+    /// Which server a connection led to, as [`crate::Writable::index`] counts; `None` for an identity
+    /// that was never given out.
+    pub fn server_of(&self, connection: u64) -> Option<usize> {
+        let index = usize::try_from(connection).ok()?.checked_sub(1)?;
+        self.lock_connections().get(index).copied()
     }
 
     /// Notes a write before it is sent.
@@ -96,7 +106,31 @@ impl Recorder {
         look(&self.lock())
     }
 
+    /// When the ledger began: what its moments count from.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    fn lock_connections(&self) -> std::sync::MutexGuard<'_, Vec<usize>> {
+        self.connections.lock().expect("no holder of this lock panics: it only pushes to a vector")
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Ledger> {
         self.ledger.lock().expect("no holder of this lock panics: it only pushes to a vector")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_known_by_the_server_that_it_led_to() {
+        let recorder = Recorder::new(10);
+        let (first, second) = (recorder.new_connection(1), recorder.new_connection(0));
+        assert_ne!(first, second);
+        assert_eq!(recorder.server_of(first), Some(1));
+        assert_eq!(recorder.server_of(second), Some(0));
+        assert_eq!([recorder.server_of(0), recorder.server_of(3)], [None, None]);
     }
 }

@@ -210,7 +210,7 @@ impl Writer {
         let opened = self.shared.locator.connect(writable.index, &database_name(tenant)).await;
         match opened {
             Ok(connection) => {
-                let identity = self.shared.recorder.new_connection();
+                let identity = self.shared.recorder.new_connection(writable.index);
                 self.sessions
                     .insert(tenant, Session { connection, identity, writable, used: turn });
                 true
@@ -239,7 +239,7 @@ pub(crate) async fn probe(
             serial += 1;
             let found = shared.locator.search(&database, tried_last, serial).await;
             session = found.map(|(writable, connection)| {
-                let identity = shared.recorder.new_connection();
+                let identity = shared.recorder.new_connection(writable.index);
                 Session { connection, identity, writable, used: 0 }
             });
         }

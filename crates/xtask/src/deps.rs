@@ -39,6 +39,8 @@ const TABLE: &[Row] = &[
     },
     Row { name: "workload", ours: &["types", "checks"], theirs: None },
     Row { name: "cli", ours: &["types", "proto", "transport", "node", "workload"], theirs: None },
+    // Drives the built binary as an operator would; the client and the judgements are the demo's.
+    Row { name: "chaos", ours: &["checks", "workload"], theirs: None },
     Row { name: "xtask", ours: &[], theirs: None },
 ];
 

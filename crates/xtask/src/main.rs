@@ -3,6 +3,7 @@
 //! It runs cargo and PostgreSQL's installation for whoever has just cloned the repository. It knows
 //! nothing of Understudy's inside: no crate of ours is among its dependencies.
 
+mod chaos;
 mod deps;
 mod house;
 mod licences;
@@ -47,6 +48,12 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Build program and chaos rig, and play faults against a real cluster (needs root).
+    Chaos {
+        /// Arguments of the rig, for instance `--list`, or `--row F-19 --mode zero --output json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,6 +63,7 @@ fn main() -> ExitCode {
         Verb::CheckDeps => runs::check_deps(),
         Verb::Test { no_verify, runner_args } => runs::test(no_verify, &runner_args),
         Verb::Demo { args } => runs::demo(&args),
+        Verb::Chaos { args } => chaos::chaos(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -87,8 +87,9 @@ pub(crate) fn test(no_verify: bool, runner_args: &[String]) -> Result<()> {
 /// Builds the binary and becomes it, so that its exit status is ours.
 pub(crate) fn demo(args: &[String]) -> Result<()> {
     step("PostgreSQL", "install it by hand", machine::need_postgres)?;
-    let binary = step("build", "correct the errors above", build_binary)?;
-    let error = Command::new(&binary).arg("demo").args(args).exec();
+    let binaries = step("build", "correct the errors above", || build_binaries(&["understudy"]))?;
+    let binary = binaries.first().context("nothing was built")?;
+    let error = Command::new(binary).arg("demo").args(args).exec();
     Err(error).with_context(|| format!("cannot run {}", binary.display()))
 }
 
@@ -98,9 +99,11 @@ struct Message {
     executable: Option<PathBuf>,
 }
 
-/// Builds with the whole workspace's features, so that the tests' build output is used again.
-fn build_binary() -> Result<PathBuf> {
-    let mut command = cargo(&["build", "--workspace", "--bin", "understudy"]);
+/// Builds with the whole workspace's features, so that the tests' build output is used again; where the
+/// binaries are, in the order of their names.
+pub(crate) fn build_binaries(names: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut command = cargo(&["build", "--workspace"]);
+    command.args(names.iter().flat_map(|name| ["--bin", name]));
     command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     let output = command.output().context("cannot run cargo build")?;
     if !output.status.success() {
@@ -108,10 +111,12 @@ fn build_binary() -> Result<PathBuf> {
     }
     let lines = String::from_utf8_lossy(&output.stdout);
     let messages = lines.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    messages
-        .filter_map(|message| message.executable)
-        .find(|executable| executable.file_name().is_some_and(|name| name == "understudy"))
-        .context("cargo build did not say where it put the binary")
+    let built: Vec<PathBuf> = messages.filter_map(|message| message.executable).collect();
+    let find = |name: &&str| {
+        let found = built.iter().find(|path| path.file_name().is_some_and(|file| file == *name));
+        found.cloned().with_context(|| format!("cargo build did not say where it put {name}"))
+    };
+    names.iter().map(find).collect()
 }
 
 fn has_nextest() -> bool {

@@ -1,0 +1,547 @@
+//! Every fault that is to be survived, F-1 to F-108: what is expected, and whether the rig plays it.
+//!
+//! One table. A row without a scenario says what it waits for; nothing here claims a row that is not
+//! played.
+
+use anyhow::Result;
+
+use crate::scenarios::{disks, links, postgres, processes, rejoin, sites};
+use crate::stage::Stage;
+
+/// What is done on the stage, and what is expected of it besides what every row is judged by.
+pub(crate) type Play = fn(&mut Stage) -> Result<()>;
+
+/// Whether a row is played.
+#[derive(Clone, Copy)]
+pub(crate) enum Status {
+    /// By this scenario.
+    Built(Play),
+    /// Modelled in the simulator; the catalogue asks for nothing real.
+    Simulated,
+    /// Not yet, and what it waits for.
+    NotYet(&'static str),
+}
+
+/// One fault.
+#[derive(Clone, Copy)]
+pub(crate) struct Row {
+    pub(crate) id: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) expected: &'static str,
+    pub(crate) status: Status,
+}
+
+impl Row {
+    /// Its scenario, if there is one.
+    pub(crate) fn play(&self) -> Option<Play> {
+        match self.status {
+            Status::Built(play) => Some(play),
+            Status::Simulated | Status::NotYet(_) => None,
+        }
+    }
+
+    /// In words.
+    pub(crate) fn status_words(&self) -> String {
+        match self.status {
+            Status::Built(_) => "built".to_owned(),
+            Status::Simulated => "simulator".to_owned(),
+            Status::NotYet(why) => format!("not yet: {why}"),
+        }
+    }
+}
+
+const fn row(id: &'static str, title: &'static str, expected: &'static str, status: Status) -> Row {
+    Row { id, title, expected, status }
+}
+
+use Status::{Built, NotYet, Simulated};
+
+const ARCHIVE: &str = "archive, backup and restore";
+const DRILL: &str = "drills";
+const MEMBERS: &str = "membership changes";
+const SECURITY: &str = "hostile peers and certificates";
+const STORAGE: &str = "disk faults";
+const SWITCHOVER: &str = "switchover";
+const CLOCKS: &str =
+    "clock faults: libfaketime does not reach CLOCK_BOOTTIME of a running daemon alone";
+
+/// The table.
+pub(crate) const ROWS: &[Row] = &[
+    // Processes.
+    row(
+        "F-1",
+        "kill -9 the active's daemon",
+        "commits wait for its return or a failover; it comes back within the lease or is succeeded",
+        Built(processes::active_s_daemon_is_killed),
+    ),
+    row(
+        "F-2",
+        "kill -9 the active's postmaster",
+        "every process of that server is ended before anybody serves again, here or there",
+        Built(processes::active_s_postmaster_is_killed),
+    ),
+    row(
+        "F-3",
+        "kill -9 one backend of the active",
+        "the server restarts; nothing unreplicated is shown before the passive has it",
+        Built(processes::one_backend_is_killed),
+    ),
+    row(
+        "F-4",
+        "SIGSTOP the active's daemon for half a lease, one and five, then SIGCONT",
+        "commits stop while it stands still; a later epoch makes it fence itself and come back",
+        Built(processes::active_s_daemon_stands_still),
+    ),
+    row(
+        "F-5",
+        "SIGSTOP the active's postmaster only",
+        "new sessions and existing ones disagree: treated as failed after a while",
+        Built(processes::active_s_postmaster_stands_still),
+    ),
+    row(
+        "F-6",
+        "SIGSTOP one backend that holds locks",
+        "no failover; other sessions go on",
+        Built(processes::one_backend_stands_still),
+    ),
+    row(
+        "F-7",
+        "SIGSTOP the gate's walsender",
+        "commits wait, nothing is lost, and they go on afterwards",
+        Built(processes::gate_s_walsender_stands_still),
+    ),
+    row(
+        "F-8",
+        "freeze the whole active site for longer than a lease, then thaw it",
+        "the passive takes over; the thawed site confirms nothing under its old epoch",
+        Built(processes::active_site_stands_still),
+    ),
+    row("F-9", "a machine is suspended", "the lease is over when it wakes", Simulated),
+    row(
+        "F-10",
+        "the kernel ends the active's daemon for want of memory",
+        "as F-1",
+        Built(processes::active_s_daemon_runs_out_of_memory),
+    ),
+    row(
+        "F-11",
+        "PostgreSQL on the active cannot start any more",
+        "bounded restarts, then the lease is given up and the passive takes over",
+        Built(sites::active_s_server_cannot_start),
+    ),
+    row(
+        "F-12",
+        "PostgreSQL crash-loops on the new active",
+        "the lease does not go back to a diverged site",
+        NotYet("fail points in the daemon"),
+    ),
+    row(
+        "F-13",
+        "the active's daemon crash-loops",
+        "PostgreSQL does not run read-write without a lease",
+        NotYet("the guardian process"),
+    ),
+    row("F-14", "kill the witness", "commits go on", Built(sites::witness_is_killed)),
+    row(
+        "F-15",
+        "kill the active site and the witness together",
+        "the passive has no majority and does not take over until the witness is back",
+        Built(sites::active_and_witness_are_killed),
+    ),
+    row(
+        "F-16",
+        "all three sites lose their processes at once",
+        "they come back; no epoch is used twice; nothing is lost",
+        Built(sites::everything_is_killed),
+    ),
+    row(
+        "F-17",
+        "the active site gets next to no processor",
+        "a correct failover or none; never two",
+        Built(processes::active_site_starves),
+    ),
+    row(
+        "F-18",
+        "the daemon runs out of file descriptors",
+        "it fails closed and says so",
+        Built(processes::active_s_daemon_gets_no_descriptors),
+    ),
+    // Network.
+    row(
+        "F-19",
+        "the active site is isolated; clients beside it go on trying",
+        "its acknowledgements stop within a lease; the passive takes over",
+        Built(links::active_is_isolated),
+    ),
+    row(
+        "F-20",
+        "the passive site is isolated",
+        "no failover; in zero commits wait, in bounded they go on",
+        Built(links::passive_is_isolated),
+    ),
+    row(
+        "F-21",
+        "the link between active and passive is cut; both hear the witness",
+        "no failover; in zero commits wait, in bounded they go on",
+        Built(links::sites_do_not_hear_each_other),
+    ),
+    row(
+        "F-22",
+        "as F-21 while the passive leads the consensus",
+        "the lease is renewed by another leader, or the passive takes over once and cleanly",
+        Built(links::sites_do_not_hear_each_other_and_the_passive_leads),
+    ),
+    row(
+        "F-23",
+        "one way: nothing from the active reaches the passive",
+        "no failover; in zero commits wait, in bounded they go on",
+        Built(links::passive_does_not_hear_the_active),
+    ),
+    row(
+        "F-24",
+        "one way: nothing from the passive reaches the active",
+        "no failover; in zero commits wait, in bounded they go on",
+        Built(links::active_does_not_hear_the_passive),
+    ),
+    row(
+        "F-25",
+        "the link between active and witness is cut",
+        "commits go on",
+        Built(links::active_and_witness_do_not_hear_each_other),
+    ),
+    row(
+        "F-26",
+        "the consensus' port is blocked, the WAL's is open",
+        "the lease ends although WAL flows",
+        NotYet("consensus and WAL share one port; a filter needs to tell their connections apart"),
+    ),
+    row(
+        "F-27",
+        "the WAL's port is blocked, the consensus' is open",
+        "no failover",
+        NotYet("consensus and WAL share one port; F-34 starves the WAL alone"),
+    ),
+    row(
+        "F-28",
+        "clients do not reach the active, the sites hear each other",
+        "no failover",
+        Built(links::clients_do_not_reach_the_active),
+    ),
+    row(
+        "F-29",
+        "the active's link flaps, up and down for 0.1 to 3 s, for half a minute",
+        "one failover at most",
+        Built(links::active_s_link_flaps),
+    ),
+    row(
+        "F-30",
+        "30 of 100 packets between sites are lost",
+        "commits go on, slower; no failover",
+        Built(links::packets_are_lost),
+    ),
+    row(
+        "F-31",
+        "the active's link gets slow: 10, 100 and 250 ms with jitter",
+        "no failover",
+        Built(links::active_s_link_is_slow),
+    ),
+    row(
+        "F-32",
+        "frames of the active's link overtake each other, come twice, or have a bit flipped",
+        "no failover, no byte is stored twice or wrong",
+        Built(links::active_s_link_reorders_and_repeats),
+    ),
+    row(
+        "F-33",
+        "the active sends the passive 256 kbit/s at most",
+        "heartbeats are not stuck behind WAL: no failover",
+        Built(links::active_s_link_is_narrow),
+    ),
+    row(
+        "F-34",
+        "large packets between active and passive vanish",
+        "the WAL's standstill shows; no failover; in zero commits wait",
+        Built(links::large_packets_vanish),
+    ),
+    row(
+        "F-35",
+        "every connection between sites is reset, again and again",
+        "they reconnect; one failover at most",
+        Built(links::connections_are_reset),
+    ),
+    row(
+        "F-36",
+        "names lead to another cluster's nodes",
+        "identities do not match and it is refused",
+        NotYet(SECURITY),
+    ),
+    row(
+        "F-37",
+        "links are cut one by one and healed in another order",
+        "the cluster finds together again",
+        Built(links::links_are_cut_one_by_one),
+    ),
+    row(
+        "F-38",
+        "a majority hangs together only by way of the witness",
+        "as F-21",
+        Built(links::sites_do_not_hear_each_other),
+    ),
+    // PostgreSQL's semantics.
+    row(
+        "F-39",
+        "a client sets synchronous_commit to local",
+        "such commits are counted as exposed",
+        NotYet("commits that are not gated are not counted anywhere yet"),
+    ),
+    row(
+        "F-40",
+        "ALTER SYSTEM takes the gate out of synchronous_standby_names",
+        "it has no effect: commits stay gated",
+        Built(postgres::gate_s_name_is_edited),
+    ),
+    row(
+        "F-41",
+        "a session that waits for its acknowledgement is cancelled",
+        "it is told with a warning; its row is there or not, and both are right",
+        Built(postgres::wait_is_cancelled),
+    ),
+    row(
+        "F-42",
+        "the active's server crashes with WAL that nobody else has, and restarts",
+        "it does not show what the passive has not got",
+        Built(postgres::crash_with_unreplicated_wal),
+    ),
+    row(
+        "F-43",
+        "a session idles in a transaction while a failover is ordered",
+        "the order ends all the same, and nothing acknowledged is lost",
+        Built(postgres::idle_transaction_at_an_ordered_failover),
+    ),
+    row(
+        "F-44",
+        "a long query at the passive holds replay back when the active is lost",
+        "the passive takes over after replaying what it has",
+        Built(postgres::query_holds_replay_back),
+    ),
+    row(
+        "F-45",
+        "a prepared transaction is open when the active is lost",
+        "it can be committed at the other site",
+        Built(postgres::prepared_transaction_survives),
+    ),
+    row(
+        "F-46",
+        "unlogged tables and sequences when the active is lost",
+        "the table is empty, the sequence does not go back",
+        Built(postgres::unlogged_tables_and_sequences),
+    ),
+    row(
+        "F-47",
+        "logical slots at failover",
+        "nothing is skipped silently",
+        NotYet("logical slots"),
+    ),
+    row(
+        "F-48",
+        "a bulk load of some 300 MB",
+        "no failover; exposure stays within the dial",
+        Built(postgres::bulk_load),
+    ),
+    row(
+        "F-49",
+        "the active is lost amid DDL, large transactions and rollbacks",
+        "both sites hold the same afterwards",
+        Built(postgres::lost_amid_ddl),
+    ),
+    row(
+        "F-50",
+        "a page of the active fails its checksum",
+        "no failover loop, an alarm",
+        NotYet(STORAGE),
+    ),
+    row("F-51", "wraparound is near", "an alarm only", NotYet("alarms")),
+    // Disks.
+    row("F-52", "the active's pg_wal is full", "as F-3", NotYet(STORAGE)),
+    row(
+        "F-53",
+        "the passive's journal has no room",
+        "it confirms nothing that is not durable; in zero commits wait; it goes on once there is room",
+        Built(disks::passive_s_journal_is_full),
+    ),
+    row("F-54", "the archive is full", "slots stay bounded", NotYet(ARCHIVE)),
+    row("F-55", "the consensus' log is full", "the node stops voting", NotYet(STORAGE)),
+    row("F-56", "fsync of the consensus' log fails", "fatal; never tried again", NotYet(STORAGE)),
+    row("F-57", "fsync of the passive's journal fails", "no acknowledgement", NotYet(STORAGE)),
+    row("F-58", "fdatasync of the active's server fails", "PANIC, then failover", NotYet(STORAGE)),
+    row("F-59", "fsync lies", "the hash chain shows it at restart", NotYet(STORAGE)),
+    row(
+        "F-60",
+        "torn write in the consensus' log",
+        "only an unacknowledged tail is cut",
+        NotYet(STORAGE),
+    ),
+    row(
+        "F-61",
+        "torn write in shipped WAL",
+        "resumes at the last verified record",
+        NotYet(STORAGE),
+    ),
+    row("F-62", "power fails at each fsync", "every point is survived", NotYet(STORAGE)),
+    row(
+        "F-63",
+        "a bit of WAL flips in flight",
+        "TLS or the payload's hash refuses it",
+        NotYet(
+            "needs frames with a corrected TCP checksum; F-32 flips bits that TCP itself refuses",
+        ),
+    ),
+    row("F-64", "a bit of WAL flips at rest", "scrubbing finds it", NotYet(ARCHIVE)),
+    row("F-65", "a bit of a backup flips", "verification fails loudly", NotYet(ARCHIVE)),
+    row("F-66", "a corrupt snapshot of the consensus", "it refuses to start", NotYet(STORAGE)),
+    row("F-67", "the consensus' vote is gone", "it refuses to start", NotYet(STORAGE)),
+    row(
+        "F-68",
+        "the consensus' directory is wiped",
+        "the others refuse the old identity",
+        NotYet(STORAGE),
+    ),
+    row("F-69", "the consensus' directory is an old copy", "it is refused", NotYet(STORAGE)),
+    row("F-70", "a slow disk", "no failover within the budget", NotYet(STORAGE)),
+    row("F-71", "one write hangs", "the lease ends", NotYet(STORAGE)),
+    row("F-72", "the disk turns read-only", "it fails closed", NotYet(STORAGE)),
+    row(
+        "F-73",
+        "pg_wal or a tablespace is missing at the passive",
+        "promotion is refused",
+        NotYet(STORAGE),
+    ),
+    row("F-74", "PGDATA belongs to somebody else", "no restart storm", NotYet(STORAGE)),
+    // Clocks.
+    row("F-75", "wall clocks jump", "no effect on the lease", NotYet(CLOCKS)),
+    row("F-76", "a monotonic clock drifts", "safe within the bound", Simulated),
+    row("F-77", "the boot clock jumps", "as F-9", Simulated),
+    row("F-78", "the wall clock steps during a promotion", "no effect", NotYet(CLOCKS)),
+    row(
+        "F-79",
+        "a certificate is not valid yet",
+        "a clear error, no failover loop",
+        NotYet(SECURITY),
+    ),
+    // Consensus and lease.
+    row(
+        "F-80",
+        "the leader changes between grant and apply",
+        "the holder acts on what is applied",
+        Simulated,
+    ),
+    row("F-81", "late and double grants, renewals, releases", "compared by epoch", Simulated),
+    row(
+        "F-82",
+        "a new leader grants before the old lease is waited out",
+        "must be caught",
+        Simulated,
+    ),
+    row(
+        "F-83",
+        "failover there and back again, as fast as roles allow",
+        "three epochs, one history",
+        Built(sites::there_and_back_again),
+    ),
+    row("F-84", "failover during a change of members", "a joint majority decides", NotYet(MEMBERS)),
+    row("F-85", "a removed node goes on campaigning", "it is ignored", Simulated),
+    row(
+        "F-86",
+        "a snapshot is installed during lease traffic",
+        "the state is the log's",
+        Simulated,
+    ),
+    row("F-87", "the witness comes from a backup", "as F-69", NotYet(MEMBERS)),
+    row("F-88", "openraft #1802 is put back", "the net catches it", Simulated),
+    row("F-89", "rolling upgrade", "unknown is refused, never diverged", NotYet("upgrades")),
+    // WAL and timelines.
+    row(
+        "F-90",
+        "two histories with the same timeline number",
+        "told apart by the promotion's identity",
+        NotYet("needs a promotion that crashed with its timeline begun at both sites"),
+    ),
+    row(
+        "F-91",
+        "the old active has WAL beyond the switch",
+        "it is kept before anything is rewound",
+        Built(rejoin::divergent_wal_is_kept),
+    ),
+    row(
+        "F-92",
+        "pg_rewind is killed",
+        "the site is not promotable until it has been rewound or cloned anew",
+        Built(rejoin::rewind_is_killed),
+    ),
+    row("F-93", "pg_rewind needs recycled WAL", "from the archive, else cloned", NotYet(ARCHIVE)),
+    row(
+        "F-94",
+        "the old active's server is started by hand",
+        "it confirms nothing",
+        Built(rejoin::old_active_is_started_by_hand),
+    ),
+    row(
+        "F-95",
+        "the active is lost while the passive is being cloned",
+        "the incomplete copy is never promoted; the clone begins again",
+        Built(rejoin::active_is_lost_during_a_clone),
+    ),
+    row(
+        "F-96",
+        "failover at every step of a switchover",
+        "one of both, never none for ever",
+        NotYet(SWITCHOVER),
+    ),
+    row("F-97", "failover during a drill", "production is not touched", NotYet(DRILL)),
+    row(
+        "F-98",
+        "the active is lost while the passive has a backlog to replay",
+        "promotion waits for the replay of all it has",
+        Built(rejoin::promoted_with_a_backlog),
+    ),
+    row("F-99", "two writers archive one segment", "refused with an alarm", NotYet(ARCHIVE)),
+    row("F-100", "a segment is missing in the archive", "the gap is found", NotYet(ARCHIVE)),
+    row("F-101", "a slot is invalidated", "cloned again", NotYet(ARCHIVE)),
+    // Hostile.
+    row("F-102", "wrong and expired certificates", "refused", NotYet(SECURITY)),
+    row("F-103", "replayed and forged calls", "refused", NotYet(SECURITY)),
+    row("F-104", "malformed messages", "bounded, no panic", NotYet(SECURITY)),
+    row("F-105", "slow and idle connections", "timed out", NotYet(SECURITY)),
+    row("F-106", "the witness lies", "outside the model; documented", Simulated),
+    // Operators.
+    row(
+        "F-107",
+        "wrong orders",
+        "refused, naming the evidence",
+        NotYet("operator's verbs of later subjects"),
+    ),
+    row("F-108", "secrets in the open", "refused to start; redacted", NotYet(SECURITY)),
+];
+
+/// The row with this identity.
+pub(crate) fn find(id: &str) -> Option<&'static Row> {
+    ROWS.iter().find(|row| row.id.eq_ignore_ascii_case(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_catalogue_has_every_fault_once_and_in_order() {
+        let ids: Vec<String> = ROWS.iter().map(|row| row.id.to_owned()).collect();
+        let wanted: Vec<String> = (1..=108).map(|number| format!("F-{number}")).collect();
+        assert_eq!(ids, wanted);
+    }
+
+    #[test]
+    fn a_row_is_found_however_it_is_written() {
+        assert_eq!(find("f-19").map(|row| row.id), Some("F-19"));
+        assert!(find("F-109").is_none());
+    }
+}

@@ -1,0 +1,27 @@
+//! The rows' scenarios: each says what is done to whom, and what is waited for. What every row is judged
+//! by (nothing lost, one active, both sites equal and in their roles again) is not repeated here.
+
+pub(crate) mod disks;
+pub(crate) mod links;
+pub(crate) mod postgres;
+pub(crate) mod processes;
+pub(crate) mod rejoin;
+pub(crate) mod sites;
+
+use std::time::Duration;
+
+/// The lease's ttl with the default timings.
+pub(crate) const LEASE: Duration = Duration::from_secs(3);
+/// What a failover may take on a busy machine before the row fails: detection, promotion, first commit.
+pub(crate) const TAKEOVER: Duration = Duration::from_secs(30);
+/// After which systemd starts a daemon that has ended.
+pub(crate) const RESTART_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a fault lasts, or systemd waits: time is the fault here, nothing is waited for.
+pub(crate) fn last(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+pub(crate) const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
