@@ -41,12 +41,7 @@ impl HolderLease {
     }
 
     /// The sequence number of a renewal to send now, if one is due. The caller proposes it at once.
-    pub fn due(
-        &mut self,
-        now: BootInstant,
-        accepted_seq: u64,
-        timing: &Timing,
-    ) -> Option<u64> {
+    pub fn due(&mut self, now: BootInstant, accepted_seq: u64, timing: &Timing) -> Option<u64> {
         self.sent.retain(|seq, _| *seq > accepted_seq);
         let waited = self.last_sent.is_none_or(|at| now.since(at) >= timing.renew);
         if !waited || self.sent.len() >= IN_FLIGHT_MAX {
