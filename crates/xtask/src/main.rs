@@ -10,6 +10,7 @@ mod licences;
 mod lints;
 mod machine;
 mod metadata;
+mod model;
 mod runs;
 mod step;
 
@@ -42,6 +43,12 @@ enum Verb {
         #[arg(last = true)]
         runner_args: Vec<String>,
     },
+    /// Search every state of the exhaustive model, or with `--mutants` show that it finds mistakes.
+    Model {
+        /// Arguments of `understudy-sim model`, for instance `--mutants` or `--output json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Install what is missing, build the binary and run `understudy demo`.
     Demo {
         /// Arguments of `understudy demo`, for instance `--rounds 3`.
@@ -64,6 +71,7 @@ fn main() -> ExitCode {
         Verb::Test { no_verify, runner_args } => runs::test(no_verify, &runner_args),
         Verb::Demo { args } => runs::demo(&args),
         Verb::Chaos { args } => chaos::chaos(&args),
+        Verb::Model { args } => model::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use understudy_types::{
     BootInstant, DurabilityMode, Epoch, Lsn, NodeId, Permit, PermitSerial, ReceiverPosition,
-    SourcePositions,
+    SeededBug, SourcePositions,
 };
 
 use super::switchover::Switching;
@@ -479,13 +479,14 @@ impl Core {
             self.propose(now, Slot::Mark, Command::ClearMark { by, node });
             return;
         }
-        if self.stage().pending_adds.insert(node) {
+        if !SeededBug::JoinBeforeWait.is_on() && self.stage().pending_adds.insert(node) {
             let next = PermitSerial(self.permit_serial.0 + 1);
             self.stage().added_by.insert(node, next);
             return; // publish_permit hands out the widened permit; its being in force comes back
         }
         let added_by = self.stage().added_by.get(&node).copied();
-        let waits = added_by.is_some_and(|serial| self.permit_in_force >= serial);
+        let waits = added_by.is_some_and(|serial| self.permit_in_force >= serial)
+            || SeededBug::JoinBeforeWait.is_on();
         if waits && self.caught_up(source, &receiver) {
             self.propose_add(now, generation, node, receiver.durable_lsn);
         }
@@ -545,6 +546,9 @@ impl Core {
         let lifted = self.state.durability.lifted;
         let mut waited_for: BTreeSet<NodeId> = self.state.durability.waited.clone();
         waited_for.extend(pending.iter().copied());
+        if SeededBug::RemoveBeforeRecorded.is_on() {
+            waited_for.retain(|node| !self.pending.contains_key(&Slot::SyncRemove(*node)));
+        }
         let published = self.state.holder.as_ref().and_then(|holder| holder.published.as_ref());
         let credit = published.map_or(Lsn::ZERO, |published| published.credit);
         let ceiling = self.state.config.rpo.saturating_sub(self.timing.ttl);

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use understudy_types::{BootInstant, Epoch};
+use understudy_types::{BootInstant, Epoch, SeededBug};
 
-use crate::{ClusterState, Timing};
+use crate::{ClusterState, Outcome, Timing};
 
 /// Renewals that may be under way at once; more are not sent.
 const IN_FLIGHT_MAX: usize = 8;
@@ -16,31 +16,32 @@ const IN_FLIGHT_MAX: usize = 8;
 /// A failed renewal is followed by another one after this.
 const FAILED_RETRY: Duration = Duration::from_millis(100);
 
-/// The holder's side.
-#[derive(Debug, Default)]
-pub(crate) struct HolderLease {
-    epoch: Epoch,
+/// The holder's side. The fields are public because the exhaustive model carries them in its states.
+#[derive(Clone, Debug, Default)]
+pub struct HolderLease {
+    /// The epoch that the rest speaks of.
+    pub epoch: Epoch,
     /// seq → (sent at, ttl); a renewal counts from the moment *before* it was handed out.
-    sent: BTreeMap<u64, (BootInstant, Duration)>,
-    deadline: Option<BootInstant>,
-    last_sent: Option<BootInstant>,
+    pub sent: BTreeMap<u64, (BootInstant, Duration)>,
+    /// The greatest sequence number handed out in this epoch. A number is never handed out twice: the
+    /// late acceptance of its first use would count from the second one's sending.
+    pub newest: u64,
+    /// The moment from which nothing is released; `None` before the first accepted renewal.
+    pub deadline: Option<BootInstant>,
+    /// When the last renewal was handed out.
+    pub last_sent: Option<BootInstant>,
 }
 
 impl HolderLease {
     /// Forgets everything that belongs to another epoch.
-    pub(crate) fn enter(&mut self, epoch: Epoch) {
+    pub fn enter(&mut self, epoch: Epoch) {
         if self.epoch != epoch {
             *self = HolderLease { epoch, ..HolderLease::default() };
         }
     }
 
     /// The sequence number of a renewal to send now, if one is due. The caller proposes it at once.
-    pub(crate) fn due(
-        &mut self,
-        now: BootInstant,
-        accepted_seq: u64,
-        timing: &Timing,
-    ) -> Option<u64> {
+    pub fn due(&mut self, now: BootInstant, accepted_seq: u64, timing: &Timing) -> Option<u64> {
         self.sent.retain(|seq, _| *seq > accepted_seq);
         let waited = self.last_sent.is_none_or(|at| now.since(at) >= timing.renew);
         if !waited || self.sent.len() >= IN_FLIGHT_MAX {
@@ -48,15 +49,22 @@ impl HolderLease {
             self.sent.retain(|_, (at, ttl)| now.since(*at) < *ttl);
             return None;
         }
-        let newest = self.sent.keys().next_back().copied().unwrap_or(0).max(accepted_seq);
-        let seq = newest + 1;
+        let seq = self.newest.max(accepted_seq) + 1;
+        self.newest = seq;
         self.sent.insert(seq, (now, timing.ttl));
         self.last_sent = Some(now);
         Some(seq)
     }
 
+    /// The outcome of a renewal of this process: only *Accepted* prolongs the lease.
+    pub fn settled(&mut self, epoch: Epoch, seq: u64, outcome: &Outcome, timing: &Timing) {
+        if outcome.is_accepted() || SeededBug::CommittedTakenForAccepted.is_on() {
+            self.accepted(epoch, seq, timing);
+        }
+    }
+
     /// A renewal of this process and epoch was accepted.
-    pub(crate) fn accepted(&mut self, epoch: Epoch, seq: u64, timing: &Timing) {
+    fn accepted(&mut self, epoch: Epoch, seq: u64, timing: &Timing) {
         if epoch != self.epoch {
             return;
         }
@@ -82,28 +90,32 @@ impl HolderLease {
     }
 }
 
-/// The challenger's side, kept on every voter by its own volatile clock.
-#[derive(Debug, Default)]
-pub(crate) struct ChallengerClock {
-    seen: Option<(Epoch, u64, bool)>,
-    over_at: BootInstant,
+/// The challenger's side, kept on every voter by its own volatile clock. The fields are public for the
+/// same reason as the holder's.
+#[derive(Clone, Debug, Default)]
+pub struct ChallengerClock {
+    /// The epoch, the renewal and whether somebody was active, as they were seen last.
+    pub seen: Option<(Epoch, u64, bool)>,
+    /// When the longest lease that was seen to run is over.
+    pub over_at: BootInstant,
 }
 
 impl ChallengerClock {
     /// Takes notice of the applied state. Anything that may have prolonged a lease restarts the wait,
     /// with the longest ttl that is still running; so does the first state after an own start.
-    pub(crate) fn observe(&mut self, now: BootInstant, state: &ClusterState, timing: &Timing) {
+    pub fn observe(&mut self, now: BootInstant, state: &ClusterState, timing: &Timing) {
         let Some(holder) = &state.holder else { return };
         let key = (state.epoch, holder.seq, state.active().is_some());
         if self.seen != Some(key) {
             self.seen = Some(key);
-            let ttl = holder.ttl.max(timing.ttl);
+            let from_configuration = SeededBug::TtlFromConfiguration.is_on();
+            let ttl = if from_configuration { timing.ttl } else { holder.ttl.max(timing.ttl) };
             self.over_at = self.over_at.max(now + timing.challenger_span(ttl));
         }
     }
 
     /// The lease of the present epoch is over as far as this node's clock can tell.
-    pub(crate) fn is_over(&self, now: BootInstant) -> bool {
+    pub fn is_over(&self, now: BootInstant) -> bool {
         self.seen.is_some() && now >= self.over_at
     }
 
@@ -144,6 +156,25 @@ mod tests {
         let deadline = lease.deadline();
         lease.accepted(epoch, first, &timing);
         assert_eq!(lease.deadline(), deadline);
+    }
+
+    #[test]
+    fn a_sequence_number_is_never_handed_out_twice_even_after_a_long_freeze() {
+        let timing = Timing::DEFAULT;
+        let mut lease = HolderLease::default();
+        // As many as may be under way, none of whose outcomes is known; then the process is frozen.
+        let mut handed_out = Vec::new();
+        for n in 0..IN_FLIGHT_MAX as u64 {
+            handed_out.extend(lease.due(at(1000 + 800 * n), 0, &timing));
+        }
+        assert_eq!(handed_out.len(), IN_FLIGHT_MAX);
+        let first = handed_out[0];
+        assert_eq!(lease.due(at(60_000), 0, &timing), None);
+        let next = lease.due(at(60_001), 0, &timing).unwrap();
+        assert!(!handed_out.contains(&next), "{next} was handed out before: {handed_out:?}");
+        // The first one was accepted before the freeze, and that is learnt only now.
+        lease.settled(Epoch::default(), first, &Outcome::ACCEPTED, &timing);
+        assert!(lease.deadline().is_none_or(|deadline| deadline < at(60_001)));
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod candidate;
 mod guard;
 mod holder;
 mod leader;
-mod lease;
+pub mod lease;
 mod passive;
 mod switchover;
 mod views;
@@ -532,9 +532,7 @@ impl Core {
     fn settle(&mut self, command: &Command, outcome: &Outcome) {
         match command {
             Command::Renew { by, seq, .. } if by.node == self.me && by.process == self.process => {
-                if outcome.is_accepted() {
-                    self.lease.accepted(by.epoch, *seq, &self.timing);
-                }
+                self.lease.settled(by.epoch, *seq, outcome, &self.timing);
             }
             Command::SyncAdd { node, .. } => drop(self.pending.remove(&Slot::SyncAdd(*node))),
             Command::SyncRemove { node, .. } => drop(self.pending.remove(&Slot::SyncRemove(*node))),

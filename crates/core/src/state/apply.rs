@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_types::{
-    ClusterId, DurabilityMode, Epoch, Lsn, NodeId, NodeKind, SystemId, Timeline,
+    ClusterId, DurabilityMode, Epoch, Lsn, NodeId, NodeKind, SeededBug, SystemId, Timeline,
 };
 
 use super::switchover::Order;
@@ -147,7 +147,7 @@ impl ClusterState {
         if holder.node != by.node {
             return Err(Rejection::NotHolder(by.node));
         }
-        if by.process < holder.process {
+        if by.process < holder.process && !SeededBug::NoProcessStart.is_on() {
             return Err(Rejection::Process { sent: by.process, current: holder.process });
         }
         // An ordered failover must come to pass even if the holder does not cooperate: its lease is
@@ -168,7 +168,7 @@ impl ClusterState {
     fn sync_add(&mut self, by: &HolderProof, generation: u64, node: NodeId, at: Lsn) -> Applied {
         self.check_holder(by)?;
         self.check_running()?;
-        self.check_generation(generation)?;
+        self.check_sync_generation(generation)?;
         self.check_data_node(node)?;
         if node == by.node {
             return Err(Rejection::NotEligible { node, why: Ineligible::IsHolder });
@@ -196,7 +196,7 @@ impl ClusterState {
     fn sync_remove(&mut self, by: &HolderProof, generation: u64, node: NodeId) -> Applied {
         self.check_holder(by)?;
         self.check_running()?;
-        self.check_generation(generation)?;
+        self.check_sync_generation(generation)?;
         if !self.durability.waited.remove(&node) {
             return Err(Rejection::NoChange);
         }
@@ -233,7 +233,7 @@ impl ClusterState {
         else {
             unreachable!("called for Promote only");
         };
-        self.check_expect(expect)?;
+        self.check_expect(*cause, expect)?;
         self.check_data_node(*to)?;
         if *epoch != self.epoch.next() {
             return Err(Rejection::Epoch { expected: *epoch, current: self.epoch });
@@ -289,7 +289,8 @@ impl ClusterState {
             // Until Promoted is accepted the new epoch has acknowledged nothing, so it may be
             // superseded at once; expect.phase has named the promotion that is superseded.
             PromoteCause::Supersede => {
-                if !matches!(self.phase, Phase::Promoting(_)) {
+                let under_way = matches!(self.phase, Phase::Promoting(_));
+                if !under_way && !SeededBug::SupersedeWithoutPhase.is_on() {
                     return Err(Rejection::Phase);
                 }
             }
@@ -500,17 +501,28 @@ impl ClusterState {
         if expected == current { Ok(()) } else { Err(Rejection::Generation { expected, current }) }
     }
 
+    fn check_sync_generation(&self, expected: u64) -> Result<(), Rejection> {
+        if SeededBug::NoGeneration.is_on() { Ok(()) } else { self.check_generation(expected) }
+    }
+
     pub(super) fn check_data_node(&self, node: NodeId) -> Result<(), Rejection> {
         let data = self.members.get(&node).is_some_and(|member| member.kind == NodeKind::Data);
         if data { Ok(()) } else { Err(Rejection::NotADataNode(node)) }
     }
 
-    fn check_expect(&self, expect: &Expect) -> Result<(), Rejection> {
+    fn check_expect(&self, cause: PromoteCause, expect: &Expect) -> Result<(), Rejection> {
         self.check_epoch(expect.epoch)?;
+        // Phase, renewal and generation each name the promotion that is superseded: its report raises
+        // the generation, too. The mistake is to name it by nothing but its epoch.
+        if cause == PromoteCause::Supersede && SeededBug::SupersedeWithoutPhase.is_on() {
+            return Ok(());
+        }
         if expect.phase != self.phase_key() {
             return Err(Rejection::Phase);
         }
-        self.check_seq(expect.seq)?;
+        if !SeededBug::PromoteIgnoresSeq.is_on() {
+            self.check_seq(expect.seq)?;
+        }
         self.check_generation(expect.generation)?;
         let current = self.config_version;
         if expect.config_version != current {
@@ -526,7 +538,7 @@ impl ClusterState {
         if holder.node != by.node {
             return Err(Rejection::NotHolder(by.node));
         }
-        if holder.process != by.process {
+        if holder.process != by.process && !SeededBug::NoProcessStart.is_on() {
             return Err(Rejection::Process { sent: by.process, current: holder.process });
         }
         if holder.released.is_some() {

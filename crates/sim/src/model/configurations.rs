@@ -1,0 +1,217 @@
+//! What is searched: how much of everything there may be, and which clocks.
+//!
+//! Time, lateness, lost proposals, cut streams and the order of everything are not limited; what is
+//! counted here is what would otherwise grow without end.
+
+use understudy_types::DurabilityMode;
+
+/// A clock at the slow extreme of drift: this much in one tick of true time.
+pub(super) const SLOW: u8 = 3;
+/// A clock at the fast extreme.
+pub(super) const FAST: u8 = 5;
+
+/// One configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Configuration {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it is for.
+    pub purpose: &'static str,
+    pub(super) mode: DurabilityMode,
+    /// Drift stays below its bound, so leases may be relied on.
+    pub(super) clocks_are_trusted: bool,
+    /// D of each node, as configured there.
+    pub(super) ttls: [u8; 3],
+    /// The clocks: each row is searched.
+    pub(super) clocks: &'static [[u8; 3]],
+    /// The last epoch that may be granted.
+    pub(super) epochs: u8,
+    /// Renewals of one process in one epoch.
+    pub(super) renewals: u8,
+    pub(super) writes: u8,
+    pub(super) crashes: u8,
+    pub(super) cuts: u8,
+    pub(super) removals: u8,
+    pub(super) releases: u8,
+    pub(super) reclones: u8,
+    /// How far each node may be behind before it is away.
+    pub(super) lags: [u8; 3],
+    /// Proposals under way at once.
+    pub(super) flight: u8,
+}
+
+const EVERY_CLOCK: &[[u8; 3]] = &[
+    [SLOW, SLOW, SLOW],
+    [SLOW, SLOW, FAST],
+    [SLOW, FAST, SLOW],
+    [SLOW, FAST, FAST],
+    [FAST, SLOW, SLOW],
+    [FAST, SLOW, FAST],
+    [FAST, FAST, SLOW],
+    [FAST, FAST, FAST],
+];
+/// The first holder's clock as slow as may be and the challengers' as fast, and the reverse.
+const OPPOSED: &[[u8; 3]] = &[[SLOW, FAST, FAST], [FAST, SLOW, SLOW]];
+/// The worst for the first holder's lease.
+const SLOW_HOLDER: &[[u8; 3]] = &[[SLOW, FAST, FAST]];
+
+/// One promotion, one renewal of each process, nothing goes wrong but lateness, loss and cut streams.
+const BASE: Configuration = Configuration {
+    name: "lease",
+    purpose: "every combination of clocks, no writes",
+    mode: DurabilityMode::Zero,
+    clocks_are_trusted: true,
+    ttls: [8, 8, 8],
+    clocks: EVERY_CLOCK,
+    epochs: 2,
+    renewals: 1,
+    writes: 0,
+    crashes: 0,
+    cuts: 0,
+    removals: 0,
+    releases: 0,
+    reclones: 0,
+    lags: [1, 1, 0],
+    flight: 1,
+};
+
+/// Every configuration, the quick ones first.
+pub const ALL: &[Configuration] = &[
+    BASE,
+    Configuration {
+        name: "ttl",
+        purpose: "the first holder was configured with a longer ttl than the challengers",
+        ttls: [12, 8, 8],
+        clocks: OPPOSED,
+        ..BASE
+    },
+    Configuration {
+        name: "late",
+        purpose: "two proposals under way at once",
+        clocks: SLOW_HOLDER,
+        renewals: 2,
+        flight: 2,
+        ..BASE
+    },
+    Configuration {
+        name: "dial",
+        purpose: "the passive is lost, the dial is weakened and strengthened again",
+        clocks: SLOW_HOLDER,
+        writes: 2,
+        removals: 1,
+        flight: 2,
+        ..BASE
+    },
+    Configuration {
+        name: "crash",
+        purpose: "one crash of any process or machine, while writes are under way",
+        clocks: SLOW_HOLDER,
+        // A new process has to renew, too.
+        renewals: 2,
+        writes: 1,
+        crashes: 1,
+        ..BASE
+    },
+    Configuration {
+        name: "crash-late",
+        purpose: "one crash of any process or machine, with commands that outlive it",
+        clocks: SLOW_HOLDER,
+        renewals: 2,
+        crashes: 1,
+        flight: 2,
+        ..BASE
+    },
+    Configuration {
+        name: "cut",
+        purpose: "any node is cut off from the consensus once and comes back by a snapshot",
+        clocks: SLOW_HOLDER,
+        writes: 1,
+        cuts: 1,
+        ..BASE
+    },
+    Configuration {
+        name: "release",
+        purpose: "the lease is given back, and taken up again or handed on",
+        clocks: SLOW_HOLDER,
+        epochs: 3,
+        writes: 1,
+        releases: 1,
+        ..BASE
+    },
+    Configuration {
+        name: "two",
+        purpose: "two promotions with writes before, between and after",
+        clocks: SLOW_HOLDER,
+        epochs: 3,
+        writes: 3,
+        ..BASE
+    },
+    Configuration {
+        name: "reclone",
+        purpose: "an eligible passive is cloned again",
+        clocks: SLOW_HOLDER,
+        writes: 2,
+        reclones: 1,
+        ..BASE
+    },
+    Configuration {
+        name: "no-clocks",
+        purpose: "zero rests on seals too: any clock may be wrong by any amount",
+        clocks_are_trusted: false,
+        clocks: SLOW_HOLDER,
+        epochs: 3,
+        writes: 2,
+        ..BASE
+    },
+    Configuration {
+        name: "bounded",
+        purpose: "mode bounded: one promotion, losses within the published credit",
+        mode: DurabilityMode::Bounded,
+        clocks: SLOW_HOLDER,
+        // The first renewal of a process is sent before it has a server, and publishes no credit.
+        renewals: 2,
+        writes: 2,
+        ..BASE
+    },
+    Configuration {
+        name: "supersede",
+        purpose: "a promotion is superseded, and so is what superseded it",
+        clocks: SLOW_HOLDER,
+        epochs: 4,
+        flight: 2,
+        ..BASE
+    },
+    Configuration {
+        name: "mixed",
+        purpose: "two promotions, one crash, one cut, one change of the dial together",
+        clocks: OPPOSED,
+        epochs: 3,
+        renewals: 2,
+        writes: 2,
+        crashes: 1,
+        cuts: 1,
+        removals: 1,
+        ..BASE
+    },
+    Configuration {
+        name: "everything",
+        purpose: "all of it at once: for a large machine and a night",
+        clocks: EVERY_CLOCK,
+        epochs: 3,
+        renewals: 2,
+        writes: 3,
+        crashes: 1,
+        cuts: 1,
+        removals: 1,
+        releases: 1,
+        reclones: 1,
+        lags: [2, 2, 1],
+        flight: 2,
+        ..BASE
+    },
+];
+
+/// The configuration of that name.
+pub fn named(name: &str) -> Option<Configuration> {
+    ALL.iter().find(|configuration| configuration.name == name).copied()
+}

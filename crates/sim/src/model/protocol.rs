@@ -1,0 +1,802 @@
+//! The steps that are not one role's own: time, the log, faults, the leader.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use understudy_core::node::lease::{ChallengerClock, HolderLease};
+use understudy_core::node::{HeardReport, PeerReport};
+use understudy_core::state::{Phase, PromoteCause};
+use understudy_core::verdict::{self, Candidacy, Evidence};
+use understudy_core::{Command, Outcome, Timing};
+use understudy_types::{
+    BootInstant, DurabilityMode, Epoch, Lsn, NodeId, ProcessStart, SeededBug, Timeline,
+};
+
+use super::book::{self, Book, CommandNo, Facts, NODES, StateNo};
+use super::checker::{Model, Property};
+use super::configurations::Configuration;
+use super::holder::Role;
+use super::properties;
+use super::world::{
+    Broken, Data, Entry, FLIGHT_MAX, GatePermit, Ghost, LOG_MAX, Look, NO_COMMAND, NO_GENERATION,
+    Sent, Server, Step, Used, Voter, Wal, World,
+};
+
+/// The margin, on the holder's clock: one tick of the slowest clock, which is how long a look at the
+/// gate may take to become a write.
+pub(super) const MARGIN: u8 = super::configurations::SLOW;
+/// ρ, far above any real one, so that it shows within a few ticks: a quarter.
+const DRIFT_PPM: u32 = 250_000;
+/// Any moment will do as the present: only differences count.
+pub(super) const NOW: BootInstant = BootInstant(1_000_000_000);
+
+/// One unit of a node's clock.
+pub(super) fn units(count: u8) -> Duration {
+    Duration::from_millis(u64::from(count))
+}
+
+/// How many units, a part of one counted as a whole.
+pub(super) fn in_units(span: Duration) -> u8 {
+    u8::try_from(span.as_nanos().div_ceil(1_000_000)).expect("the model's spans are short")
+}
+
+pub(super) fn lsn(position: u8) -> Lsn {
+    Lsn(u64::from(position))
+}
+
+pub(super) fn epoch(number: u8) -> Epoch {
+    Epoch { incarnation: 0, number: u64::from(number) }
+}
+
+/// A step. Numbers are indices: 0 and 1 are the data nodes, 2 is the witness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// True time goes on by one; every clock by its own rate.
+    Tick,
+    /// The proposal in this place is committed.
+    Commit(usize),
+    /// The proposal in this place will never be.
+    Lose(usize),
+    /// The node applies the next entry.
+    Apply(usize),
+    /// The node is cut off from the consensus.
+    CutOff(usize),
+    /// It is brought up to date with a snapshot.
+    Reconnect(usize),
+    /// Its process ends; its PostgreSQL goes on.
+    CrashOfProcess(usize),
+    /// The machine ends.
+    CrashOfMachine(usize),
+    /// Its process begins.
+    Start(usize),
+    /// As the leader, it proposes the promotion of whoever the verdict names.
+    Grant(usize),
+    /// As the leader, it proposes that whoever ran last goes on.
+    GrantBack(usize),
+    /// The holder, or a candidate that resumes, proposes a renewal.
+    Renew(usize),
+    /// It has its server run as a primary behind the gate.
+    TakeServer(usize),
+    /// The lease is over: it ends every process of its server.
+    StopServer(usize),
+    /// It shuts its gate for good, to give the lease back.
+    GiveUp(usize),
+    /// Every process of its server is proven gone.
+    FenceToRelease(usize),
+    /// It proposes the release.
+    Release(usize),
+    /// A client commits: the write is durable locally and waits for the gate.
+    Write(usize),
+    /// The permit that the core wants is in force at the gate.
+    PermitInForce(usize),
+    /// The gate evaluates.
+    GateLooks(usize),
+    /// The gate writes what it evaluated.
+    GateWrites(usize),
+    /// The other node's stream is attached.
+    Attach(usize),
+    /// The stream is cut, and its sender notices.
+    Detach(usize),
+    /// One more write is durable at the other node, and the sender knows.
+    Deliver(usize),
+    /// The gate's set is to be widened by the other node.
+    WaitFor(usize),
+    /// It is not, after all.
+    StopWaiting(usize),
+    /// The other node's joining is proposed.
+    ProposeAdd(usize),
+    /// The other node's removal is proposed.
+    ProposeRemove(usize),
+    /// The candidate seals its journal and reads its end.
+    Seal(usize),
+    /// With a seeded mistake: the end is read first.
+    ReadEnd(usize),
+    /// The candidate's server is promoted.
+    PromoteServer(usize),
+    /// The candidate reports its promotion.
+    Report(usize),
+    /// The passive ends a server that must not run as it does.
+    FencePassive(usize),
+    /// The passive climbs the rung that the plan names, or begins to.
+    Join(usize),
+    /// The rewind or clone is complete.
+    FinishJoin(usize),
+    /// The passive needs WAL that is gone: it is cloned again.
+    WalGone(usize),
+}
+
+/// The model of one configuration.
+pub struct Protocol {
+    pub(super) configuration: Configuration,
+    pub(super) book: Book,
+    holder_timings: [Timing; 3],
+    challenger_timings: [Timing; 3],
+}
+
+impl Protocol {
+    /// The model. A mistake that is seeded on this thread is part of it.
+    pub fn new(configuration: Configuration) -> Protocol {
+        let timing = |ttl: u8| Timing {
+            ttl: units(ttl),
+            margin: units(MARGIN),
+            drift_ppm: DRIFT_PPM,
+            ..Timing::DEFAULT
+        };
+        let mut holder_timings = configuration.ttls.map(timing);
+        let mut challenger_timings = holder_timings;
+        for (holder, challenger) in holder_timings.iter_mut().zip(&mut challenger_timings) {
+            if SeededBug::NoMargin.is_on() {
+                holder.margin = Duration::ZERO;
+            }
+            if SeededBug::DriftSignTurned.is_on() {
+                // The holder adds what it should subtract; `observe` does the reverse.
+                holder.margin = holder.margin.saturating_sub(holder.ttl / 4);
+                holder.drift_ppm = 0;
+                challenger.drift_ppm = 0;
+            }
+        }
+        Protocol { configuration, book: Book::default(), holder_timings, challenger_timings }
+    }
+
+    /// How many real replicated states and commands have occurred.
+    pub fn distinct_states_and_commands(&self) -> (usize, usize) {
+        (self.book.states_count(), self.book.commands_count())
+    }
+
+    pub(super) fn head(&self, world: &World) -> Facts {
+        self.book.facts(world.head)
+    }
+
+    pub(super) fn facts(&self, world: &World, node: usize) -> Facts {
+        self.book.facts(world.voters[node].applied)
+    }
+
+    pub(super) fn is_zero(&self) -> bool {
+        self.configuration.mode == DurabilityMode::Zero
+    }
+
+    pub(super) fn timing(&self, node: usize) -> &Timing {
+        &self.holder_timings[node]
+    }
+
+    /// Reachable, and what it applied is the newest there is: a linearizable read comes back.
+    pub(super) fn is_confirmed(world: &World, node: usize) -> bool {
+        let voter = &world.voters[node];
+        voter.up && !voter.away && voter.behind == 0
+    }
+
+    /// Puts a command under way, if there is room. A duplicate is of use only where a retry makes one.
+    pub(super) fn propose(&self, world: &mut World, command: Command) -> Option<()> {
+        let may_repeat = matches!(command, Command::SyncAdd { .. } | Command::SyncRemove { .. });
+        let number = self.book.enter_command(command);
+        let same = world.flight.iter().filter(|known| **known == number).count();
+        let room = world.flight_count() < usize::from(self.configuration.flight);
+        if !room || same > usize::from(may_repeat) {
+            return None;
+        }
+        let place = world.flight.iter_mut().find(|place| **place == NO_COMMAND)?;
+        *place = number;
+        Some(())
+    }
+
+    fn first_world(&self, rates: [u8; 3], head: StateNo) -> World {
+        let facts = self.book.facts(head);
+        let voter = Voter { up: true, away: false, behind: 0, applied: head, over: 0 };
+        let data = |node: usize| Data {
+            process: 1,
+            step: if node == facts.holder { Step::Acquiring } else { Step::Following },
+            confirmed: true,
+            wal: Wal::default(),
+            timeline: facts.timeline,
+            promotion: facts.promotion,
+            recorded: facts.history,
+            sealed: facts.epoch,
+            dirty: false,
+            fork: 0,
+            server: if node == facts.holder { Server::Down } else { Server::Standby },
+            let_in: false,
+            held: 0,
+            newest: 0,
+            sent: [Sent::default(); 2],
+            deadline: 0,
+            floor: 0,
+            pending: false,
+            proposed: NO_GENERATION,
+            removing: false,
+            source: false,
+            attached: false,
+            known: 0,
+            permit: GatePermit::default(),
+            reported: 0,
+            look: Look::default(),
+            following: 0,
+        };
+        let mut world = World {
+            rates,
+            head,
+            log: [Entry::NONE; LOG_MAX],
+            log_len: 0,
+            flight: [NO_COMMAND; FLIGHT_MAX],
+            voters: [voter; 3],
+            data: [data(0), data(1)],
+            used: Used::default(),
+            ghost: Ghost::default(),
+        };
+        for node in 0..3 {
+            world.voters[node].over = self.observed(&world, node, None, head);
+        }
+        world
+    }
+
+    /// The challenger's wait after it saw `state`, by the real clock.
+    fn observed(&self, world: &World, node: usize, seen: Option<StateNo>, state: StateNo) -> u8 {
+        let key = |number: StateNo| {
+            let facts = self.book.facts(number);
+            (epoch(facts.epoch), u64::from(facts.seq), facts.running)
+        };
+        let left = world.voters[node].over;
+        let mut clock = ChallengerClock { seen: seen.map(key), over_at: NOW + units(left) };
+        let state = self.book.state(state);
+        clock.observe(NOW, &state, &self.challenger_timings[node]);
+        let over = in_units(clock.over_at.since(NOW));
+        if SeededBug::DriftSignTurned.is_on() && over > left {
+            return over - over / 4;
+        }
+        over
+    }
+
+    /// The node is told of a newer state; `entry` led to it unless it came as a snapshot.
+    fn take_state(&self, world: &mut World, node: usize, state: StateNo, entry: Option<Entry>) {
+        let before = world.voters[node].applied;
+        world.voters[node].over = self.observed(world, node, Some(before), state);
+        world.voters[node].applied = state;
+        if node < 2 {
+            if let Some(entry) = entry {
+                self.settle(world, node, entry);
+            }
+            self.choose_role(world, node, before);
+        }
+    }
+
+    /// The holder's lease learns what became of its renewal.
+    fn settle(&self, world: &mut World, node: usize, entry: Entry) {
+        let Command::Renew { by, seq, .. } = self.book.command(entry.command) else { return };
+        let data = &mut world.data[node];
+        if by.node != NODES[node] || by.process != ProcessStart(u64::from(data.process)) {
+            return;
+        }
+        // What apply refused, whatever the reason.
+        let refused = Outcome::Rejected(understudy_core::Rejection::Phase);
+        let outcome = if entry.accepted { Outcome::ACCEPTED } else { refused };
+        let mut lease = self.lease_of(data, by.epoch, node);
+        lease.settled(by.epoch, seq, &outcome, self.timing(node));
+        Protocol::keep_lease(data, &lease);
+    }
+
+    pub(super) fn lease_of(&self, data: &Data, of: Epoch, node: usize) -> HolderLease {
+        let ttl = self.timing(node).ttl;
+        let sent = data.sent.iter().filter(|sent| sent.seq > 0);
+        HolderLease {
+            epoch: of,
+            sent: sent.map(|s| (u64::from(s.seq), (NOW - units(s.age), ttl))).collect(),
+            newest: u64::from(data.newest),
+            deadline: data.lease_runs().then(|| NOW + units(data.deadline)),
+            last_sent: None,
+        }
+    }
+
+    pub(super) fn keep_lease(data: &mut Data, lease: &HolderLease) {
+        data.newest = u8::try_from(lease.newest).expect("few renewals");
+        data.deadline = lease.deadline.map_or(0, |deadline| in_units(deadline.since(NOW)));
+        let mut sent = [Sent::default(); 2];
+        for (place, (seq, (at, _))) in sent.iter_mut().zip(&lease.sent) {
+            let seq = u8::try_from(*seq).expect("few renewals");
+            *place = Sent { seq, age: in_units(NOW.since(*at)) };
+        }
+        data.sent = sent;
+    }
+
+    /// True time goes on by one tick.
+    fn tick(&self, world: &mut World) {
+        for node in 0..3 {
+            let rate = world.rates[node];
+            let voter = &mut world.voters[node];
+            voter.over = voter.over.saturating_sub(rate);
+            if node == 2 {
+                continue;
+            }
+            let ttl = self.configuration.ttls[node];
+            let data = &mut world.data[node];
+            data.deadline = data.deadline.saturating_sub(rate);
+            data.permit.left = data.permit.left.saturating_sub(rate);
+            for sent in &mut data.sent {
+                if sent.seq > 0 {
+                    sent.age += rate;
+                }
+                // It can no longer prolong anything, as the real lease finds, too.
+                if sent.age >= ttl {
+                    *sent = Sent::default();
+                }
+            }
+            data.sent.sort_unstable_by_key(|sent| (sent.seq == 0, sent.seq));
+            if data.look.upto > 0 {
+                data.look.age += 1;
+                if data.look.age > 1 {
+                    data.look = Look::default();
+                }
+            }
+        }
+    }
+
+    fn commit(&self, world: &mut World, place: usize) -> Option<()> {
+        let number = world.flight[place];
+        if number == NO_COMMAND || (place > 0 && world.flight[place - 1] == number) {
+            return None;
+        }
+        let (after, accepted) = self.book.apply(world.head, number);
+        if SeededBug::CommittedTakenForAccepted.is_on() {
+            self.take_for_accepted(world, number);
+        }
+        // A rejected entry changes nothing; but for the mistake above it is the same as a lost one.
+        if !accepted {
+            world.flight[place] = NO_COMMAND;
+            return SeededBug::CommittedTakenForAccepted.is_on().then_some(());
+        }
+        let lags = self.configuration.lags;
+        let late = |node: usize| lags[node] > 0 && world.voters[node].behind >= lags[node];
+        if (0..3).any(|node| !world.voters[node].away && late(node)) {
+            return None;
+        }
+        self.watch_promotion(world, number, after);
+        world.flight[place] = NO_COMMAND;
+        world.head = after;
+        let entry = Entry { command: number, accepted, state: after };
+        let length = usize::from(world.log_len);
+        world.log[length] = entry;
+        world.log_len += 1;
+        for node in 0..3 {
+            if !world.voters[node].away {
+                world.voters[node].behind += 1;
+            }
+        }
+        for node in (0..3).filter(|node| lags[*node] == 0) {
+            if !world.voters[node].away {
+                self.apply_next(world, node)?;
+            }
+        }
+        self.forget_hopeless(world);
+        Some(())
+    }
+
+    /// The mistake: the proposer is told that its renewal is committed, and does not wait to see in the
+    /// log what became of it. (Seen in the log it would do no harm: what made `apply` reject it stands
+    /// before it there.)
+    fn take_for_accepted(&self, world: &mut World, number: CommandNo) {
+        let Command::Renew { by, .. } = self.book.command(number) else { return };
+        let node = usize::from(by.node == NODES[1]);
+        let facts = self.facts(world, node);
+        if by.epoch == epoch(facts.epoch) {
+            let rejected = Entry { command: number, accepted: false, state: world.head };
+            self.settle(world, node, rejected);
+        }
+    }
+
+    /// In the modes that may lose something: what a promotion loses was published before.
+    fn watch_promotion(&self, world: &mut World, number: CommandNo, after: StateNo) {
+        if !matches!(self.book.command(number), Command::Promote { .. }) || self.is_zero() {
+            return;
+        }
+        if !self.book.facts(after).resumes {
+            if world.ghost.released > self.head(world).credit {
+                world.ghost.broken = Broken::LossBeyondCredit;
+            }
+            world.ghost.released = 0;
+        }
+    }
+
+    /// Proposals of an epoch that is past are rejected for ever.
+    fn forget_hopeless(&self, world: &mut World) {
+        if SeededBug::CommittedTakenForAccepted.is_on() {
+            return;
+        }
+        let now = self.head(world).epoch;
+        for place in &mut world.flight {
+            if *place == NO_COMMAND {
+                continue;
+            }
+            let meant_for = match self.book.command(*place) {
+                Command::Renew { by, .. }
+                | Command::Release { by, .. }
+                | Command::SyncAdd { by, .. }
+                | Command::SyncRemove { by, .. } => by.epoch,
+                Command::Promote { expect, .. } => expect.epoch,
+                Command::Promoted { epoch, .. } => epoch,
+                other => unreachable!("the model does not propose {other:?}"),
+            };
+            if meant_for.number < u64::from(now) {
+                *place = NO_COMMAND;
+            }
+        }
+    }
+
+    fn apply_next(&self, world: &mut World, node: usize) -> Option<()> {
+        let voter = &world.voters[node];
+        if !voter.up || voter.away || voter.behind == 0 {
+            return None;
+        }
+        let entry = world.log[usize::from(world.log_len - voter.behind)];
+        world.voters[node].behind -= 1;
+        self.take_state(world, node, entry.state, Some(entry));
+        Some(())
+    }
+
+    fn crash(&self, world: &mut World, node: usize, with_server: bool) -> Option<()> {
+        let voter = &mut world.voters[node];
+        if !voter.up || world.used.crashes >= self.configuration.crashes {
+            return None;
+        }
+        world.used.crashes += 1;
+        *voter = Voter { up: false, away: true, behind: 0, over: 0, ..*voter };
+        if node == 2 {
+            return with_server.then_some(());
+        }
+        let data = &mut world.data[node];
+        let was_let_in = data.let_in;
+        data.drop_source();
+        data.step = Step::Assessing;
+        data.confirmed = false;
+        data.newest = 0;
+        data.sent = Default::default();
+        data.deadline = 0;
+        data.following = 0;
+        self.forget_stage(data);
+        if with_server {
+            data.server = Server::Down;
+        } else {
+            data.let_in = was_let_in;
+        }
+        Some(())
+    }
+
+    fn start(&self, world: &mut World, node: usize) -> Option<()> {
+        if world.voters[node].up {
+            return None;
+        }
+        world.voters[node].up = true;
+        let state = world.voters[node].applied;
+        world.voters[node].over = self.observed(world, node, None, state);
+        if node < 2 {
+            world.data[node].process += 1;
+            self.begin_role(world, node);
+        }
+        Some(())
+    }
+
+    fn cut_off(&self, world: &mut World, node: usize) -> Option<()> {
+        let voter = &mut world.voters[node];
+        if !voter.up || voter.away || world.used.cuts >= self.configuration.cuts {
+            return None;
+        }
+        world.used.cuts += 1;
+        voter.away = true;
+        voter.behind = 0;
+        Some(())
+    }
+
+    fn reconnect(&self, world: &mut World, node: usize) -> Option<()> {
+        let voter = &mut world.voters[node];
+        if !voter.up || !voter.away {
+            return None;
+        }
+        voter.away = false;
+        voter.behind = 0;
+        let head = world.head;
+        if world.voters[node].applied != head {
+            self.take_state(world, node, head, None);
+        }
+        Some(())
+    }
+
+    /// What the node would tell its peers.
+    fn report_of(&self, world: &World, node: usize) -> PeerReport {
+        let facts = self.facts(world, node);
+        let data = &world.data[node];
+        let is_passive = !(facts.holder == node);
+        let timeline = Timeline::new(u32::from(data.timeline)).expect("timelines begin at one");
+        PeerReport {
+            node: NODES[node],
+            process: ProcessStart(u64::from(data.process)),
+            epoch: epoch(facts.epoch),
+            data: (!data.dirty).then_some((book::SYSTEM, timeline)),
+            durable_lsn: Some(lsn(data.wal.end())),
+            promotion: Some(book::promotion_id(data.promotion)),
+            promotable: is_passive
+                && data.step == Step::Following
+                && data.server == Server::Standby,
+            resumable: facts.last.0 == node && !data.dirty,
+        }
+    }
+
+    /// Whom the real verdict names, by what this node knows and hears.
+    fn choice(&self, world: &World, node: usize) -> Option<Candidacy> {
+        let state = self.book.state(world.voters[node].applied);
+        let heard = |peer: usize| {
+            let report = self.report_of(world, peer);
+            (NODES[peer], HeardReport { at: NOW, report })
+        };
+        let peers: BTreeMap<NodeId, HeardReport> =
+            (0..2).filter(|peer| world.voters[*peer].up).map(heard).collect();
+        // The witness has no data; what it would say of itself is not looked at.
+        let own = self.report_of(world, node.min(1));
+        let evidence = Evidence {
+            state: &state,
+            peers: &peers,
+            now: NOW,
+            me: NODES[node],
+            majority: true,
+            lease_over: world.voters[node].over == 0,
+            own,
+        };
+        verdict::choose(&evidence).ok()
+    }
+
+    /// The lease is over as far as this node can tell, or was given back, or nothing was opened yet.
+    fn cause(&self, world: &World, node: usize) -> Option<PromoteCause> {
+        let voter = &world.voters[node];
+        let facts = self.facts(world, node);
+        if !voter.up || voter.away || facts.epoch >= self.configuration.epochs {
+            return None;
+        }
+        if !facts.running {
+            return Some(PromoteCause::Supersede);
+        }
+        if facts.released {
+            return Some(PromoteCause::Released);
+        }
+        let over = voter.over == 0 || !self.configuration.clocks_are_trusted;
+        over.then_some(PromoteCause::LeaseOver)
+    }
+
+    fn grant(&self, world: &mut World, node: usize) -> Option<()> {
+        let cause = self.cause(world, node)?;
+        let found = self.choice(world, node)?;
+        let timeline = self.book.state(world.voters[node].applied).timeline_high?.next();
+        self.propose_grant(world, node, found.node, timeline, cause, Some(found.durable_lsn))
+    }
+
+    fn grant_back(&self, world: &mut World, node: usize) -> Option<()> {
+        let cause = self.cause(world, node)?;
+        let facts = self.facts(world, node);
+        let back = facts.last.0;
+        let wanted = match cause {
+            PromoteCause::Supersede => back != facts.holder,
+            PromoteCause::Released => back == facts.holder,
+            PromoteCause::LeaseOver | PromoteCause::Bootstrap => false,
+        };
+        let resumable = world.voters[back].up && self.report_of(world, back).resumable;
+        if !wanted || !resumable {
+            return None;
+        }
+        let state = self.book.state(world.voters[node].applied);
+        let timeline = state.last_granted()?.1.timeline;
+        self.propose_grant(world, node, NODES[back], timeline, cause, None)
+    }
+
+    fn propose_grant(
+        &self,
+        world: &mut World,
+        node: usize,
+        to: NodeId,
+        timeline: Timeline,
+        cause: PromoteCause,
+        durable_lsn: Option<Lsn>,
+    ) -> Option<()> {
+        let state = self.book.state(world.voters[node].applied);
+        debug_assert!(!matches!(state.phase, Phase::Bootstrap), "the model begins after founding");
+        let next = state.epoch.next();
+        let back = u64::from(durable_lsn.is_none());
+        let identity = next.number * 8 + to.0 * 2 + back;
+        let promotion = book::promotion_id(u8::try_from(identity).expect("few epochs"));
+        let expect = state.expect();
+        self.propose(
+            world,
+            Command::Promote {
+                to,
+                epoch: next,
+                promotion,
+                timeline,
+                cause,
+                expect,
+                durable_lsn,
+                system_id: None,
+            },
+        )
+    }
+
+    /// Takes the step in place; `None` when it is not possible.
+    fn take(&self, world: &mut World, action: Action) -> Option<()> {
+        match action {
+            Action::Tick => {
+                self.tick(world);
+                Some(())
+            }
+            Action::Commit(place) => self.commit(world, place),
+            Action::Lose(place) => {
+                // Of use only to make room: whatever may be committed may also wait for ever.
+                let full = world.flight_count() == usize::from(self.configuration.flight);
+                if !full || world.flight[place] == NO_COMMAND {
+                    return None;
+                }
+                world.flight[place] = NO_COMMAND;
+                Some(())
+            }
+            Action::Apply(node) => self.apply_next(world, node),
+            Action::CutOff(node) => self.cut_off(world, node),
+            Action::Reconnect(node) => self.reconnect(world, node),
+            Action::CrashOfProcess(node) => self.crash(world, node, false),
+            Action::CrashOfMachine(node) => self.crash(world, node, true),
+            Action::Start(node) => self.start(world, node),
+            Action::Grant(node) => self.grant(world, node),
+            Action::GrantBack(node) => self.grant_back(world, node),
+            other => self.take_as_data_node(world, other),
+        }
+    }
+
+    fn take_as_data_node(&self, world: &mut World, action: Action) -> Option<()> {
+        match action {
+            Action::Renew(node) => self.renew(world, node),
+            Action::TakeServer(node) => self.take_server(world, node),
+            Action::StopServer(node) => self.stop_server(world, node),
+            Action::GiveUp(node) => self.give_up(world, node),
+            Action::FenceToRelease(node) => self.fence_to_release(world, node),
+            Action::Release(node) => self.release(world, node),
+            Action::Write(node) => self.write(world, node),
+            Action::PermitInForce(node) => self.permit_in_force(world, node),
+            Action::GateLooks(node) => self.gate_looks(world, node),
+            Action::GateWrites(node) => self.gate_writes(world, node),
+            Action::Attach(node) => self.attach(world, node),
+            Action::Detach(node) => self.detach(world, node),
+            Action::Deliver(node) => self.deliver(world, node),
+            Action::WaitFor(node) => self.wait_for(world, node),
+            Action::StopWaiting(node) => self.stop_waiting(world, node),
+            Action::ProposeAdd(node) => self.propose_add(world, node),
+            Action::ProposeRemove(node) => self.propose_remove(world, node),
+            Action::Seal(node) => self.seal(world, node),
+            Action::ReadEnd(node) => self.read_end(world, node),
+            Action::PromoteServer(node) => self.promote_server(world, node),
+            Action::Report(node) => self.report(world, node),
+            Action::FencePassive(node) => self.fence_passive(world, node),
+            Action::Join(node) => self.join(world, node),
+            Action::FinishJoin(node) => self.finish_join(world, node),
+            Action::WalGone(node) => self.wal_gone(world, node),
+            Action::Tick
+            | Action::Commit(_)
+            | Action::Lose(_)
+            | Action::Apply(_)
+            | Action::CutOff(_)
+            | Action::Reconnect(_)
+            | Action::CrashOfProcess(_)
+            | Action::CrashOfMachine(_)
+            | Action::Start(_)
+            | Action::Grant(_)
+            | Action::GrantBack(_) => unreachable!("taken by `take`"),
+        }
+    }
+}
+
+impl Model for Protocol {
+    type State = World;
+    type Action = Action;
+
+    fn initial(&self) -> Vec<World> {
+        let head = self.book.enter_state(book::founded(self.configuration.mode));
+        self.configuration.clocks.iter().map(|rates| self.first_world(*rates, head)).collect()
+    }
+
+    /// Every step that may be possible; `next` is the judge.
+    fn actions(&self, world: &World, into: &mut Vec<Action>) {
+        into.push(Action::Tick);
+        for place in 0..FLIGHT_MAX {
+            if world.flight[place] != NO_COMMAND {
+                into.extend([Action::Commit(place), Action::Lose(place)]);
+            }
+        }
+        for node in 0..3 {
+            let voter = &world.voters[node];
+            if !voter.up {
+                into.push(Action::Start(node));
+                continue;
+            }
+            if voter.away {
+                into.push(Action::Reconnect(node));
+            } else {
+                into.extend([Action::Grant(node), Action::GrantBack(node)]);
+                if voter.behind > 0 {
+                    into.push(Action::Apply(node));
+                }
+                if world.used.cuts < self.configuration.cuts {
+                    into.push(Action::CutOff(node));
+                }
+            }
+            if world.used.crashes < self.configuration.crashes {
+                into.extend([Action::CrashOfProcess(node), Action::CrashOfMachine(node)]);
+            }
+        }
+        for node in 0..2 {
+            if world.data[node].server == Server::Primary {
+                into.push(Action::Write(node));
+            }
+            if !world.voters[node].up {
+                continue;
+            }
+            into.extend([
+                Action::PermitInForce(node),
+                Action::GateLooks(node),
+                Action::GateWrites(node),
+                Action::Detach(node),
+                Action::Deliver(node),
+            ]);
+            match self.facts(world, node).role_of(node) {
+                Role::Holder { .. } => into.extend([
+                    Action::Renew(node),
+                    Action::TakeServer(node),
+                    Action::StopServer(node),
+                    Action::GiveUp(node),
+                    Action::FenceToRelease(node),
+                    Action::Release(node),
+                    Action::Attach(node),
+                    Action::WaitFor(node),
+                    Action::StopWaiting(node),
+                    Action::ProposeAdd(node),
+                    Action::ProposeRemove(node),
+                ]),
+                Role::Candidate { .. } => into.extend([
+                    Action::Renew(node),
+                    Action::TakeServer(node),
+                    Action::Seal(node),
+                    Action::ReadEnd(node),
+                    Action::PromoteServer(node),
+                    Action::Report(node),
+                ]),
+                Role::Passive => into.extend([
+                    Action::FencePassive(node),
+                    Action::Join(node),
+                    Action::FinishJoin(node),
+                    Action::WalGone(node),
+                ]),
+            }
+        }
+    }
+
+    fn next(&self, world: &World, action: &Action) -> Option<World> {
+        let mut next = world.clone();
+        self.take(&mut next, *action)?;
+        self.loosen_permits(&mut next);
+        next.normalise();
+        (next != *world).then_some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Protocol>> {
+        properties::of(&self.configuration)
+    }
+}
