@@ -61,7 +61,8 @@ impl Load {
                 runtime.unwrap().block_on(write(writer, &servers, &stop, &acknowledged));
             })
         };
-        let load = Load { stop, threads: (0..WRITERS).map(thread).collect(), acknowledged };
+        let threads = (0..WRITERS).map(thread).collect();
+        let load = Load { stop, threads, acknowledged };
         load.wait_for_more("the load to begin");
         load
     }

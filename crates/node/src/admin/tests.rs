@@ -112,6 +112,10 @@ fn failover() -> v1::FailoverRequest {
     v1::FailoverRequest { reason: "maintenance".to_owned(), ..Default::default() }
 }
 
+fn switchover() -> v1::SwitchoverRequest {
+    v1::SwitchoverRequest { reason: "maintenance".to_owned(), ..Default::default() }
+}
+
 fn pause(for_seconds: u64) -> v1::PauseRequest {
     v1::PauseRequest { for_seconds, reason: "maintenance".to_owned() }
 }
@@ -131,6 +135,7 @@ async fn viewers_and_nodes_may_look_and_only_operators_may_order() {
         assert_eq!(status.active.as_deref(), Some("north"));
         let refusals = [
             client.failover(failover()).await.unwrap_err(),
+            client.switchover(switchover()).await.unwrap_err(),
             client.pause(pause(60)).await.unwrap_err(),
             client.resume(v1::ResumeRequest { reason: "x".to_owned() }).await.unwrap_err(),
         ];
@@ -183,6 +188,48 @@ async fn a_failover_is_refused_in_words_that_say_why() {
     let ineligible = operator.failover(failover()).await.unwrap_err();
     assert!(ineligible.message().starts_with("south may not be promoted: "), "{ineligible:?}");
     assert_eq!(kind_of(&ineligible), Some("not-eligible"));
+}
+
+#[tokio::test]
+async fn a_plan_changes_nothing_and_names_what_stands_against_it() {
+    let door = open().await;
+    let mut operator = door.operator();
+    let before = door.log.state.borrow().clone();
+    let plan = operator.plan_switchover(switchover()).await.unwrap().into_inner();
+    assert!(plan.possible && plan.reasons.is_empty(), "{plan:?}");
+    assert_eq!((plan.active.as_str(), plan.to.as_str()), ("north", "south"));
+    assert_eq!((plan.pause_budget_ms, plan.replay_lag_bytes), (10_000, Some(900)));
+    let newer = Some(Epoch { incarnation: 0, number: 8 }.into());
+    let request = v1::SwitchoverRequest { expect_epoch: newer, ..switchover() };
+    let plan = operator.plan_switchover(request).await.unwrap().into_inner();
+    assert!(!plan.possible);
+    assert_eq!(plan.reasons, ["meant for epoch 8, but the epoch is 1"]);
+    let mut away = Scene::seen_by(NORTH);
+    away.reports.remove(&SOUTH);
+    door.status.send_replace(Arc::new(away.build()));
+    let plan = operator.plan_switchover(switchover()).await.unwrap().into_inner();
+    assert_eq!(plan.reasons, ["south is not heard"]);
+    assert_eq!(plan.replay_lag_bytes, None);
+    assert_eq!(*door.log.state.borrow(), before);
+}
+
+#[tokio::test]
+async fn a_switchover_has_a_bounded_pause_and_one_operation_at_a_time() {
+    let door = open().await;
+    let mut operator = door.operator();
+    for pause_budget_ms in [1, 999, 300_001] {
+        let request = v1::SwitchoverRequest { pause_budget_ms, ..switchover() };
+        let refused = operator.switchover(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{pause_budget_ms}");
+    }
+    let request = v1::SwitchoverRequest { pause_budget_ms: 2000, ..switchover() };
+    let answer = operator.switchover(request).await.unwrap().into_inner().operation.unwrap();
+    assert_eq!((answer.kind.as_str(), answer.outcome.as_str()), ("switchover", "running"));
+    let state = door.log.state.borrow().clone();
+    let ordered = state.switchover.as_ref().unwrap();
+    assert_eq!((ordered.to, ordered.budget), (SOUTH, Duration::from_secs(2)));
+    let busy = operator.failover(failover()).await.unwrap_err();
+    assert_eq!((busy.code(), kind_of(&busy)), (Code::FailedPrecondition, Some("busy")));
 }
 
 #[tokio::test]

@@ -172,15 +172,7 @@ impl Hands {
         Ok(Completion::Sealed(sealed))
     }
 
-    pub(super) async fn promote_locally(
-        &self,
-        grant: &Grant,
-        target_lsn: Lsn,
-        peers: &[NodeId],
-    ) -> Result<Completion, TaskFailure> {
-        // Closed before the promotion: clients that look for a read-write server get in at once.
-        self.server().apply_hba(HbaMode::Closed, HBA_PATIENCE).await.map_err(transient)?;
-        self.server().resume_replay().await.map_err(transient)?;
+    async fn reserve_slots(&self, peers: &[NodeId]) {
         for peer in peers {
             let Some(name) = (self.options().names)(*peer) else { continue };
             let slot = format!("{SLOT_PREFIX}{}", name.as_str().replace('-', "_"));
@@ -193,7 +185,25 @@ impl Hands {
                 );
             }
         }
-        self.guarded().await?;
+    }
+
+    pub(super) async fn promote_locally(
+        &self,
+        grant: &Grant,
+        target_lsn: Lsn,
+        peers: &[NodeId],
+    ) -> Result<Completion, TaskFailure> {
+        // Closed before the promotion: clients that look for a read-write server get in at once. The
+        // four have nothing to do with each other, and writes stand still meanwhile.
+        let (closed, resumed, (), guarded) = tokio::join!(
+            self.server().apply_hba(HbaMode::Closed, HBA_PATIENCE),
+            self.server().resume_replay(),
+            self.reserve_slots(peers),
+            self.guarded(),
+        );
+        closed.map_err(transient)?;
+        resumed.map_err(transient)?;
+        guarded?;
         let promoted =
             self.server().promote(grant.timeline, PROMOTE_PATIENCE).await.map_err(transient)?;
         if promoted.timeline != grant.timeline {

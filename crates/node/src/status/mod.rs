@@ -47,7 +47,8 @@ pub struct ClusterStatus {
     /// Who holds the lease, as far as the answering node can tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<String>,
-    /// `bootstrap`, `promoting`, `running`, `handover`, or `no-active`: granted, but nobody holds the lease.
+    /// `bootstrap`, `promoting`, `running`, `handover`, or `no-active`: granted, but nobody holds the
+    /// lease.
     pub phase: String,
     /// The dial in force.
     pub durability: DurabilityMode,
