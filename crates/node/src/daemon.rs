@@ -1,7 +1,8 @@
 //! `understudy run`: puts a node together from its configuration and keeps it running.
 //!
 //! Everything that can be refused is refused before PostgreSQL is touched. A daemon that ends leaves
-//! PostgreSQL running: the next one takes it up again, and until then nothing is acknowledged.
+//! PostgreSQL running: the next one takes it up again, and until then nothing is acknowledged. If none
+//! comes before the lease's deadline, the guardian ends it.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -292,7 +293,7 @@ async fn wait_for_end(
             Err(RunError::Fatal(why))
         }
     };
-    tracing::info!("stopping; PostgreSQL is left running");
+    tracing::info!("stopping; PostgreSQL is left to the next daemon, or to the guardian");
     shutdown.cancel();
     consensus.shutdown().await;
     outcome

@@ -22,7 +22,8 @@ const DATABASES_MAX: usize = 16;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Roles and databases with `synchronous_commit` of `off` or `local` as their default, as
-    /// `role "r"`, `database "d"` or `role "r" in database "d"`. Their commits are not gated.
+    /// `role r`, `database d`, `role r in database d` or `every role` (ALTER ROLE ALL). Their commits
+    /// are not gated.
     pub ungated_defaults: Vec<String>,
     /// Unlogged tables in the databases that were visited: neither gated nor replicated.
     pub unlogged_tables_count: u64,
@@ -41,12 +42,13 @@ pub struct Limits {
 /// The words for "off" are those that PostgreSQL takes for a switch; it stores what was written.
 const UNGATED: &str = "\
 SELECT coalesce(string_agg(w, E'\\n' ORDER BY w), '') AS who FROM (
-  SELECT concat_ws(' in ', 'role ' || quote_ident(r.rolname), 'database ' || quote_ident(d.datname)) AS w
+  SELECT coalesce(nullif(concat_ws(' in ', 'role ' || quote_ident(r.rolname),
+      'database ' || quote_ident(d.datname)), ''), 'every role') AS w
   FROM pg_db_role_setting s
     LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase,
     unnest(s.setconfig) AS c
   WHERE lower(split_part(c, '=', 1)) = 'synchronous_commit'
-    AND lower(split_part(c, '=', 2)) IN ('off', 'local', 'false', 'no', '0', 'of', 'f', 'n')
+    AND lower(split_part(c, '=', 2)) IN ('off', 'local', 'false', 'no', '0')
     AND coalesce(r.rolname, '') <> $1
   LIMIT 100) x";
 

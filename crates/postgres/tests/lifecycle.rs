@@ -234,6 +234,7 @@ async fn known_limits_are_found_and_counted() {
         "CREATE ROLE strict",
         "ALTER ROLE strict SET synchronous_commit = remote_apply",
         "ALTER ROLE loose IN DATABASE postgres SET synchronous_commit = 'local'",
+        "ALTER ROLE ALL SET synchronous_commit = local",
         "CREATE DATABASE other",
         "ALTER DATABASE other SET synchronous_commit = false",
         "CREATE UNLOGGED TABLE u (n int)",
@@ -244,7 +245,7 @@ async fn known_limits_are_found_and_counted() {
     let limits = a.server.limits().await.unwrap();
     assert_eq!(
         limits.ungated_defaults,
-        ["database other", "role loose", "role loose in database postgres"]
+        ["database other", "every role", "role loose", "role loose in database postgres"]
     );
     assert_eq!(limits.unlogged_tables_count, 1);
     // template0 lets nobody in.

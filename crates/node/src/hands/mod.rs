@@ -40,8 +40,8 @@ const START_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a reload of pg_hba.conf may take.
 const HBA_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long the guardian may take to start and to confirm a deadline.
-const GUARD_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the guardian may take to start and to confirm a deadline; a busy machine takes a while.
+const GUARD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A long step says in the log how far it is this often.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(5);
