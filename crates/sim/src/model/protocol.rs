@@ -521,7 +521,7 @@ impl Protocol {
     fn report_of(&self, world: &World, node: usize) -> PeerReport {
         let facts = self.facts(world, node);
         let data = &world.data[node];
-        let is_passive = !(facts.holder == node);
+        let is_passive = facts.holder != node;
         let timeline = Timeline::new(u32::from(data.timeline)).expect("timelines begin at one");
         PeerReport {
             node: NODES[node],
