@@ -5,6 +5,7 @@ pub mod config;
 pub mod daemon;
 pub mod http;
 pub mod metrics;
+pub mod receipts;
 pub mod status;
 pub mod wal_get;
 

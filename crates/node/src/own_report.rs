@@ -70,6 +70,7 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
         writable,
         promotable: view.report.promotable,
         resumable: view.report.resumable,
+        newest_receipt: hands.and_then(|hands| hands.newest_receipt()).as_ref().map(Into::into),
     }
 }
 

@@ -161,6 +161,9 @@ impl StatusBuilder {
             program_version: report.and_then(|report| words(&report.version)),
             mark: inputs.state.marks.get(&member.id).map(mark),
             leader: inputs.leader == Some(member.id),
+            newest_receipt: report
+                .and_then(|report| report.newest_receipt.clone())
+                .and_then(|receipt| receipt.try_into().ok()),
         }
     }
 }

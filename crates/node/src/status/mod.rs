@@ -18,6 +18,8 @@ use understudy_types::{
     ClusterId, DurabilityMode, Epoch, Lsn, NodeKind, PromotionId, SystemId, Timeline,
 };
 
+use crate::receipts::ReceiptSummary;
+
 pub(crate) use build::operation;
 pub use build::{StatusBuilder, StatusInputs};
 pub(crate) use readiness::replaying;
@@ -200,6 +202,9 @@ pub struct NodeStatus {
     pub mark: Option<String>,
     /// It leads the consensus.
     pub leader: bool,
+    /// The newest loss receipt that it keeps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_receipt: Option<ReceiptSummary>,
 }
 
 /// How far a long step is.

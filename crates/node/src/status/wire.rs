@@ -79,6 +79,7 @@ impl From<&NodeStatus> for v1::NodeStatus {
             version: node.program_version.clone().unwrap_or_default(),
             mark: node.mark.clone().unwrap_or_default(),
             leader: node.leader,
+            newest_receipt: node.newest_receipt.as_ref().map(Into::into),
         }
     }
 }
@@ -192,6 +193,7 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             program_version: present(node.version),
             mark: present(node.mark),
             leader: node.leader,
+            newest_receipt: node.newest_receipt.map(TryInto::try_into).transpose()?,
         })
     }
 }
