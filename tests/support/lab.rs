@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -190,6 +191,13 @@ impl Lab {
         let mut child = self.node_mut(name).child.take().expect("it runs");
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// A signal to a node's daemon alone: `STOP` freezes it, `CONT` lets it go on.
+    pub(crate) fn signal_node(&self, name: &str, signal: Signal) {
+        let node = self.nodes.iter().find(|node| node.name == name).expect("one of the three");
+        let child = node.child.as_ref().expect("it runs");
+        kill_process(Pid::from_child(child), signal).unwrap();
     }
 
     /// The loss of a site: SIGKILL to its daemon and every process of its PostgreSQL.

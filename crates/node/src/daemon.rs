@@ -171,8 +171,9 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
         }
         None => None,
     };
-    if let Some(hands) = &hands {
-        hands.look_at_receipts().await;
+    if let Some(hands) = hands.clone() {
+        // Beside the start: an active that is back must not be late for its lease.
+        tokio::spawn(async move { hands.look_at_receipts().await });
     }
     let shared = Arc::new(Shared::default());
     let view = watch::Sender::new(None);

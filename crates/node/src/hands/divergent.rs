@@ -81,6 +81,10 @@ impl Hands {
     /// Makes every receipt that is missing. `live`: `pg_wal` is still what the newest round was kept
     /// from. Whatever goes wrong is logged; a rejoin does not wait for it.
     pub(super) async fn write_receipts(&self, live: bool, holder: NodeId, epoch: Epoch) {
+        // A candidate that starts its own standby is in a hurry; its receipts come later.
+        if holder == self.options().me {
+            return;
+        }
         let root = divergent_dir(&self.options().data_dir);
         let looked_in = root.clone();
         let missing = self.alone_in_divergent(move |_| without_receipt(&looked_in)).await;
@@ -109,19 +113,23 @@ impl Hands {
 
     /// Reads which receipts there are, for status and metrics.
     pub(crate) async fn look_at_receipts(&self) {
-        let root = divergent_dir(&self.options().data_dir);
-        let listed = self.alone_in_divergent(move |_| receipts::list(&root)).await;
-        match listed {
-            Ok(Ok(listed)) => {
-                let (commits, wal_bytes) = receipts::totals(&listed);
-                metrics::set_lost(commits, wal_bytes);
-                let newest = listed.first().map(Receipt::summary);
-                self.inner.newest_receipt.send_replace(newest);
+        let hands = self.clone();
+        // All of it in its turn, so that an older look never comes after a newer one.
+        let looked = self.alone_in_divergent(move |_| {
+            match receipts::list(&divergent_dir(&hands.options().data_dir)) {
+                Ok(listed) => {
+                    let (commits, wal_bytes) = receipts::totals(&listed);
+                    metrics::set_lost(commits, wal_bytes);
+                    let newest = listed.first().map(Receipt::summary);
+                    hands.inner.newest_receipt.send_replace(newest);
+                }
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "loss receipts cannot be listed");
+                }
             }
-            Ok(Err(error)) => {
-                tracing::warn!(error = chain(&error), "loss receipts cannot be listed");
-            }
-            Err(failure) => tracing::warn!(why = failure.words, "loss receipts cannot be listed"),
+        });
+        if let Err(failure) = looked.await {
+            tracing::warn!(why = failure.words, "loss receipts cannot be listed");
         }
     }
 
@@ -141,9 +149,6 @@ impl Hands {
 
     /// The databases of the node that took over; none if it cannot be asked now.
     async fn database_names(&self, holder: NodeId) -> BTreeMap<u32, String> {
-        if holder == self.options().me {
-            return BTreeMap::new();
-        }
         let asked = async {
             let (source, shutdown) = self.tunnel_at(holder, NAMES_PORT)?;
             let _close = shutdown.drop_guard();
