@@ -8,6 +8,7 @@ mod demo;
 mod init;
 mod operate;
 mod output;
+mod receipt;
 mod status;
 mod switchover;
 mod wal;
@@ -70,6 +71,8 @@ enum Verb {
     Resume(operate::ResumeArgs),
     /// Show what became of an order.
     Operation(operate::OperationArgs),
+    /// Show what a former active had that the cluster has not: its loss receipts.
+    Receipt(receipt::ReceiptArgs),
     /// WAL for PostgreSQL's own tools.
     Wal(wal::WalArgs),
     /// Watch a lease in place of a daemon that cannot; started by the daemon, not by people.
@@ -131,6 +134,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Pause(args) => client(operate::pause(&context.load()?, &args)),
         Verb::Resume(args) => client(operate::resume(&context.load()?, &args)),
         Verb::Operation(args) => client(operate::operation(&context.load()?, &args)),
+        Verb::Receipt(args) => receipt::run(context, &args),
         Verb::Wal(args) => Ok(wal::run(&args)),
         Verb::Guard(args) => {
             understudy_node::guard::watch(&understudy_node::guard::WatchOptions {
@@ -180,6 +184,11 @@ mod tests {
             "understudy switchover --dry-run",
             "understudy resume",
             "understudy operation 7 --output json",
+            "understudy receipt list",
+            "understudy receipt list --data-dir /d --output json",
+            "understudy receipt show --node north",
+            "understudy receipt show epoch-2-1 --node north --output json",
+            "understudy receipt transactions epoch-2-1 --data-dir /d",
             "understudy wal get --journal /j 000000010000000000000001 pg_wal/RECOVERYXLOG",
             "understudy config check n.toml",
             "understudy demo --plain",
@@ -205,6 +214,8 @@ mod tests {
             "understudy pause --for ten --reason upgrade",
             "understudy failover --force --reason x",
             "understudy operation seven",
+            "understudy receipt",
+            "understudy receipt show --node north --data-dir /d",
             "understudy wal get --journal /j 000000010000000000000001",
         ] {
             assert!(parse(line).is_err(), "{line} was accepted");

@@ -224,6 +224,14 @@ fn write_remarks(text: &mut String, node: &NodeStatus, colours: bool) {
         let of = progress.total_bytes.map(|total| format!(" of {}", size(total)));
         remark(format!("{}, {done}{}", progress.what, of.unwrap_or_default()));
     }
+    if let Some(receipt) = &node.newest_receipt {
+        let (id, commits, wal) = (&receipt.id, receipt.commits, size(receipt.lost_wal_bytes));
+        let made = moment(receipt.made_unix_us);
+        remark(match receipt.fork_lsn {
+            Some(_) => format!("lost {commits} commits, {wal} of WAL: receipt {id} of {made}"),
+            None => format!("its WAL differed from the cluster's: receipt {id} of {made}"),
+        });
+    }
     if let Some(mark) = &node.mark {
         remark(format!("must not be promoted: {mark}"));
     }

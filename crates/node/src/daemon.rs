@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use understudy_consensus::{Applied, Consensus, ConsensusOptions};
+use understudy_core::ClusterState;
 use understudy_core::node::{Core, CoreOptions, Event};
 use understudy_postgres::{Binaries, GuardianLink, OsUser, Server, Settings};
 use understudy_shipping::journal::{Journal, JournalOptions};
@@ -23,7 +24,7 @@ use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::receiver::StandbyProgress;
 use understudy_shipping::relay::{Relay, RelayOptions};
 use understudy_transport::{ChannelOptions, Identity, ListenOptions, Listener, TlsIdentity};
-use understudy_types::{Clock, Epoch, NodeId, NodeName};
+use understudy_types::{Clock, DurabilityMode, Epoch, NodeId, NodeName};
 
 use crate::clock::BootClock;
 use crate::config::{NodeConfig, PostgresConfig};
@@ -34,6 +35,7 @@ use crate::hands::{Hands, HandsOptions, Observer};
 use crate::http::HttpDoor;
 use crate::limits;
 use crate::observer::{LocalSeen, observe};
+use crate::receipts::Promised;
 use crate::reports::{self, Board};
 
 /// The node cannot run.
@@ -150,6 +152,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
     let hands = match postgres {
         Some((server, journal)) => {
             let standby = start_relay(&config, &server, &journal, &shutdown)?;
+            let agreed = consensus.state();
             let names: BTreeMap<NodeId, NodeName> =
                 config.members.iter().map(|m| (m.id, m.name.clone())).collect();
             Some(Hands::new(HandsOptions {
@@ -167,11 +170,16 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
                 names: Arc::new(move |node| names.get(&node).cloned()),
                 standby,
                 events: sender.clone(),
+                promised: Arc::new(move || promised(&agreed.borrow())),
                 fatal: fatal.clone(),
             }))
         }
         None => None,
     };
+    if let Some(hands) = hands.clone() {
+        // Beside the start: an active that is back must not be late for its lease.
+        tokio::spawn(async move { hands.look_at_receipts().await });
+    }
     let shared = Arc::new(Shared::default());
     let view = watch::Sender::new(None);
     let look_interval_ms = Arc::new(AtomicU64::new(200));
@@ -252,6 +260,14 @@ fn start_guard(
     }
     tokio::spawn(guard::keep(link.clone()));
     Ok(Some(link))
+}
+
+/// The dial as the cluster has agreed on it.
+fn promised(state: &ClusterState) -> Promised {
+    let config = state.config;
+    let bounded = config.mode == DurabilityMode::Bounded;
+    let ceiling_seconds = bounded.then_some(config.rpo.as_secs_f64());
+    Promised { mode: config.mode, ceiling_seconds }
 }
 
 /// The loop gets a thread of its own, so that nothing on the main runtime can hold it up.

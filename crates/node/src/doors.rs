@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use understudy_consensus::{Consensus, ProposeError};
 use understudy_core::{Command, Outcome};
 use understudy_proto::v1::peer_server::PeerServer;
+use understudy_proto::v1::receipts_server::ReceiptsServer;
 use understudy_proto::v1::wal_server::WalServer;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::tunnel::TunnelTarget;
@@ -32,6 +33,7 @@ use crate::metrics::{Local, StatusMetrics};
 use crate::observer::LocalSeen;
 use crate::own_report;
 use crate::peer_service::PeerService;
+use crate::receipts::{ReceiptsService, divergent_dir};
 use crate::reports::Board;
 use crate::status::{ClusterStatus, StatusBuilder, StatusInputs, Writability, WritabilityFn};
 use crate::wal_service::WalService;
@@ -100,6 +102,8 @@ pub(crate) async fn serve(
     })?;
     tokio::spawn(report_health(health, status, writability));
     let routes = routes.add_service(PeerServer::new(peer));
+    let receipts = ReceiptsService::new(divergent_dir(&doors.config.data_dir));
+    let routes = routes.add_service(ReceiptsServer::new(receipts));
     let routes = match &doors.hands {
         Some(hands) => routes.add_service(WalServer::new(WalService {
             members,

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod guard;
 pub mod http;
 pub mod metrics;
+pub mod receipts;
 pub mod status;
 pub mod wal_get;
 

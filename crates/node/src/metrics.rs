@@ -93,6 +93,12 @@ pub(crate) fn set_writable(writable: bool) {
     gauge!("understudy_node_writable").set(flag(writable));
 }
 
+/// Sets what the receipts that are kept say; a receipt that is removed later does not take it back.
+pub(crate) fn set_lost(commits: u64, wal_bytes: u64) {
+    counter!("understudy_lost_transactions_total").absolute(commits);
+    counter!("understudy_lost_wal_bytes_total").absolute(wal_bytes);
+}
+
 fn record_node(node: &NodeStatus) {
     let name = node.name.clone();
     gauge!("understudy_member_heard_seconds", "node" => name.clone())
@@ -131,6 +137,15 @@ fn describe() {
     describe_counter!(
         "understudy_gate_late_releases_total",
         "Acknowledgements that may have left after the lease's deadline."
+    );
+    describe_counter!(
+        "understudy_lost_transactions_total",
+        "Commits of this node that the cluster lost, by the receipts that it keeps."
+    );
+    describe_counter!(
+        "understudy_lost_wal_bytes_total",
+        Unit::Bytes,
+        "WAL of this node that the cluster lost, by the receipts that it keeps."
     );
     for (name, unit, help) in GAUGES {
         match unit {
@@ -208,6 +223,7 @@ mod tests {
         let text = metrics::with_local_recorder(&recorder, || {
             describe();
             let status = Scene::seen_by(SOUTH).build();
+            set_lost(3, 4096);
             let local = Local {
                 uptime: Duration::from_secs(9),
                 late_releases_count: 2,
@@ -223,6 +239,8 @@ mod tests {
             "understudy_gate_late_releases_total 2",
             "understudy_gate_last_late_release_seconds 1.5",
             "understudy_cluster_failovers_total 0",
+            "understudy_lost_transactions_total 3",
+            "understudy_lost_wal_bytes_total 4096",
             "understudy_replication_durable_lag_bytes{node=\"south\"} 700",
             "understudy_replication_durable_lag_bytes{node=\"north\"} NaN",
             "understudy_lease_left_seconds NaN",

@@ -72,6 +72,7 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
         promotable: view.report.promotable,
         resumable: view.report.resumable,
         warnings: warnings(doors, running, foreign_gate),
+        newest_receipt: hands.and_then(|hands| hands.newest_receipt()).as_ref().map(Into::into),
     }
 }
 

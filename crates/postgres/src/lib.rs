@@ -8,6 +8,7 @@
 mod access;
 mod admin;
 mod binaries;
+mod catalogue;
 mod connection;
 mod control;
 mod copy;
@@ -26,6 +27,7 @@ mod settings;
 pub use access::HbaMode;
 pub use admin::Slot;
 pub use binaries::{Binaries, SUPPORTED_MAJORS, Version};
+pub use catalogue::source_databases;
 pub use control::{ControlData, ControlState, DataDirectory};
 pub use copy::{CopySource, Progress, Rewound, source_checkpoint_timeline};
 pub use drain::DrainedClients;

@@ -3,12 +3,10 @@
 //! Which rung is the core's decision. Diverged WAL is safe in `divergent/` before anything writes to
 //! the data directory; a clone or rewind that does not finish leaves the marker (I14).
 
-use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use understudy_core::node::{Completion, TaskFailure};
 use understudy_core::rejoin::{Rung, Survey};
@@ -28,27 +26,11 @@ use super::{
 const SOURCE_CHECKPOINT_PATIENCE: Duration = Duration::from_secs(60);
 /// Connections through the tunnel at a time: `pg_basebackup -X stream` needs two.
 const TUNNEL_CLIENTS_MAX: usize = 4;
-/// Rounds of divergence that are kept; the oldest goes first.
-const DIVERGENT_KEPT: usize = 5;
-
-/// What was kept of a data directory's own WAL, for people and for the loss receipt.
-#[derive(Serialize)]
-struct Kept {
-    version: u32,
-    node: String,
-    timeline: u32,
-    from_lsn: Lsn,
-    end_lsn: Lsn,
-    wal_bytes: u64,
-    recorded: Vec<Lineage>,
-    history: Vec<Lineage>,
-}
-
 /// Where the data directory's own WAL ends.
-struct OwnEnd {
-    timeline: Timeline,
-    end_lsn: Lsn,
-    segment_size: SegmentSize,
+pub(super) struct OwnEnd {
+    pub(super) timeline: Timeline,
+    pub(super) end_lsn: Lsn,
+    pub(super) segment_size: SegmentSize,
 }
 
 impl Hands {
@@ -74,7 +56,7 @@ impl Hands {
     }
 
     /// The newest timeline that has WAL here, and the end of its last complete record.
-    async fn own_end(&self) -> Result<OwnEnd, TaskFailure> {
+    pub(super) async fn own_end(&self) -> Result<OwnEnd, TaskFailure> {
         let control = self.control().await?;
         let size = control.segment_size;
         let pg_wal = self.server().pg_wal_dir();
@@ -114,6 +96,7 @@ impl Hands {
         if let Some(from) = keep_from {
             self.keep_divergent(from, history, epoch).await?;
         }
+        self.write_receipts(keep_from.is_some(), holder, epoch).await;
         match rung {
             Rung::Follow => self.continue_or_empty_journal(history, epoch).await?,
             Rung::Rewind => {
@@ -196,55 +179,10 @@ impl Hands {
         if self.journal().identity().is_none() {
             return Ok(());
         }
-        let into = self.divergent_dir(epoch, "journal")?;
+        let into = self.divergent_place(epoch, "journal").await?;
         let journal = self.journal().clone();
         tracing::info!(into = %into.display(), "setting the journal aside");
         blocking(move || journal.set_aside(&into)).await.map_err(transient)
-    }
-
-    /// `divergent/epoch-<e>-<n>/<what>`, not yet there.
-    fn divergent_dir(&self, epoch: Epoch, what: &str) -> Result<PathBuf, TaskFailure> {
-        let root = self.options().data_dir.join("divergent");
-        fs::create_dir_all(&root).map_err(transient)?;
-        forget_oldest(&root).map_err(transient)?;
-        let named = |n: u32| root.join(format!("epoch-{epoch}-{n}"));
-        let fresh = (1..).map(named).find(|dir| !dir.join(what).exists());
-        let dir = fresh.expect("numbers do not run out").join(what);
-        if let Some(parent) = dir.parent() {
-            fs::create_dir_all(parent).map_err(transient)?;
-        }
-        Ok(dir)
-    }
-
-    /// Copies the own WAL from the segment of `from` on, with the history files, and makes it durable.
-    async fn keep_divergent(
-        &self,
-        from: Lsn,
-        history: &[Lineage],
-        epoch: Epoch,
-    ) -> Result<(), TaskFailure> {
-        let own = self.own_end().await?;
-        let into = self.divergent_dir(epoch, "pg_wal")?;
-        let kept = Kept {
-            version: 1,
-            node: self.options().name.to_string(),
-            timeline: own.timeline.get(),
-            from_lsn: from,
-            end_lsn: own.end_lsn,
-            wal_bytes: own.end_lsn.bytes_since(from),
-            recorded: self.lineage_recorded(),
-            history: history.to_vec(),
-        };
-        let pg_wal = self.server().pg_wal_dir();
-        tracing::warn!(
-            %from, end = %own.end_lsn, bytes = kept.wal_bytes, into = %into.display(),
-            "keeping WAL that the cluster does not have"
-        );
-        self.report_progress("keeping diverged WAL", 0, kept.wal_bytes);
-        let size = own.segment_size;
-        blocking(move || keep_files(&pg_wal, &into, from, own.end_lsn, size, &kept))
-            .await
-            .map_err(transient)
     }
 
     async fn rewind(&self, holder: NodeId, history: &[Lineage]) -> Result<(), TaskFailure> {
@@ -307,17 +245,25 @@ impl Hands {
 
     /// A local socket that leads to the holder's PostgreSQL while the token is not cancelled.
     fn tunnel(&self, holder: NodeId) -> Result<(CopySource, CancellationToken), TaskFailure> {
+        self.tunnel_at(holder, TUNNEL_PORT)
+    }
+
+    /// The same with another number in the socket's name, for use beside the other one.
+    pub(super) fn tunnel_at(
+        &self,
+        holder: NodeId,
+        port: u16,
+    ) -> Result<(CopySource, CancellationToken), TaskFailure> {
         let options = self.options();
         let channel = (options.bulk)(holder)
             .ok_or_else(|| transient_words("the holder is not a member that can be reached"))?;
         let socket_dir = options.data_dir.join("run");
         let uids = vec![rustix::process::geteuid().as_raw(), self.server().settings().os_user.uid];
-        let listener =
-            TunnelListener::bind(&socket_dir, TUNNEL_PORT, uids, TUNNEL_CLIENTS_MAX, channel)
-                .map_err(transient)?;
+        let listener = TunnelListener::bind(&socket_dir, port, uids, TUNNEL_CLIENTS_MAX, channel)
+            .map_err(transient)?;
         let shutdown = CancellationToken::new();
         tokio::spawn(listener.run(shutdown.clone()));
-        Ok((CopySource { socket_dir, port: TUNNEL_PORT }, shutdown))
+        Ok((CopySource { socket_dir, port }, shutdown))
     }
 }
 
@@ -338,51 +284,4 @@ fn newest_timelines(pg_wal: &Path, size: SegmentSize) -> std::io::Result<Vec<Tim
     found.dedup();
     found.reverse();
     Ok(found)
-}
-
-fn keep_files(
-    pg_wal: &Path,
-    into: &Path,
-    from: Lsn,
-    end: Lsn,
-    size: SegmentSize,
-    kept: &Kept,
-) -> std::io::Result<()> {
-    fs::create_dir_all(into)?;
-    let (first, last) = (from.0 / size.bytes(), end.0 / size.bytes());
-    for entry in fs::read_dir(pg_wal)? {
-        let entry = entry?;
-        let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-        let wanted = match WalSegment::parse(&name, size) {
-            Ok(segment) => (first..=last).contains(&segment.number),
-            Err(_) => name.ends_with(".history"),
-        };
-        if wanted {
-            let to = into.join(&name);
-            fs::copy(entry.path(), &to)?;
-            File::open(&to)?.sync_all()?;
-        }
-    }
-    let text = serde_json::to_vec_pretty(kept)?;
-    let mut receipt = File::create(into.join("kept.json"))?;
-    receipt.write_all(&text)?;
-    receipt.sync_all()?;
-    File::open(into)?.sync_all()?;
-    into.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
-}
-
-/// Keeps the newest rounds only: diverged WAL must never be what fills the disk.
-fn forget_oldest(root: &Path) -> std::io::Result<()> {
-    let mut rounds = Vec::new();
-    for entry in fs::read_dir(root)? {
-        let entry = entry?;
-        rounds.push((entry.metadata()?.modified()?, entry.path()));
-    }
-    rounds.sort();
-    while rounds.len() > DIVERGENT_KEPT {
-        let (_, oldest) = rounds.remove(0);
-        tracing::warn!(dir = %oldest.display(), "removing the oldest kept WAL");
-        fs::remove_dir_all(oldest)?;
-    }
-    Ok(())
 }

@@ -4,6 +4,7 @@
 //! cell, the source or the receiver. Tasks run one at a time; a newer one replaces the older, which is
 //! dropped at its next await and must be safe to drop there.
 
+mod divergent;
 mod follow;
 mod hold;
 mod join;
@@ -27,6 +28,8 @@ use understudy_shipping::source::SourceHandle;
 use understudy_types::{
     Admission, Clock, ClusterId, Incarnation, Lineage, NodeId, NodeName, SystemId,
 };
+
+use crate::receipts::{Promised, ReceiptSummary};
 
 pub(crate) use join::tunnel_roles;
 pub(crate) use observe::Observer;
@@ -70,6 +73,8 @@ pub(crate) struct HandsOptions {
     pub(crate) names: Arc<dyn Fn(NodeId) -> Option<NodeName> + Send + Sync>,
     pub(crate) standby: watch::Receiver<StandbyProgress>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
+    /// What the cluster has agreed on about losses.
+    pub(crate) promised: Arc<dyn Fn() -> Promised + Send + Sync>,
     /// Why the daemon must stop, once it must.
     pub(crate) fatal: watch::Sender<Option<String>>,
 }
@@ -107,6 +112,10 @@ struct Inner {
     source: watch::Sender<Option<SourceHandle>>,
     following: watch::Sender<Option<Arc<Following>>>,
     progress: watch::Sender<Option<Progress>>,
+    newest_receipt: watch::Sender<Option<ReceiptSummary>>,
+    /// Held by whoever works below `divergent/`: the file work of a task that was dropped goes on for
+    /// a while beside its successor's.
+    divergent_turn: Arc<std::sync::Mutex<()>>,
     /// Held while a task runs: what changes the server must not overlap.
     turn: Mutex<()>,
     observed: Arc<tokio::sync::Notify>,
@@ -123,6 +132,8 @@ impl Hands {
                 source: watch::Sender::new(None),
                 following: watch::Sender::new(None),
                 progress: watch::Sender::new(None),
+                newest_receipt: watch::Sender::new(None),
+                divergent_turn: Arc::default(),
                 turn: Mutex::new(()),
                 observed: Arc::default(),
                 task_serial: AtomicU64::new(0),
@@ -156,6 +167,11 @@ impl Hands {
     /// Progress of a long step.
     pub(crate) fn progress(&self) -> Option<Progress> {
         self.inner.progress.borrow().clone()
+    }
+
+    /// The newest loss receipt that is kept here.
+    pub(crate) fn newest_receipt(&self) -> Option<ReceiptSummary> {
+        self.inner.newest_receipt.borrow().clone()
     }
 
     /// Carries out a task. Cancel-safe in the sense of the module's documentation.

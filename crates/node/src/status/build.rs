@@ -162,6 +162,9 @@ impl StatusBuilder {
             mark: inputs.state.marks.get(&member.id).map(mark),
             leader: inputs.leader == Some(member.id),
             warnings: fresh.map(|report| report.warnings.clone()).unwrap_or_default(),
+            newest_receipt: report
+                .and_then(|report| report.newest_receipt.clone())
+                .and_then(|receipt| receipt.try_into().ok()),
         }
     }
 }

@@ -18,6 +18,8 @@ use understudy_types::{
     ClusterId, DurabilityMode, Epoch, Lsn, NodeKind, PromotionId, SystemId, Timeline,
 };
 
+use crate::receipts::ReceiptSummary;
+
 pub(crate) use build::operation;
 pub use build::{StatusBuilder, StatusInputs};
 pub(crate) use readiness::replaying;
@@ -204,6 +206,9 @@ pub struct NodeStatus {
     /// Known limits of the gate that were found at its server, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// The newest loss receipt that it keeps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_receipt: Option<ReceiptSummary>,
 }
 
 /// How far a long step is.

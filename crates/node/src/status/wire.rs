@@ -80,6 +80,7 @@ impl From<&NodeStatus> for v1::NodeStatus {
             mark: node.mark.clone().unwrap_or_default(),
             leader: node.leader,
             warnings: node.warnings.clone(),
+            newest_receipt: node.newest_receipt.as_ref().map(Into::into),
         }
     }
 }
@@ -194,6 +195,7 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             mark: present(node.mark),
             leader: node.leader,
             warnings: node.warnings,
+            newest_receipt: node.newest_receipt.map(TryInto::try_into).transpose()?,
         })
     }
 }

@@ -5,6 +5,8 @@
 
 use understudy_types::{Lsn, SegmentSize, SystemId, Timeline};
 
+use super::version::WalVersion;
+
 /// The size of a WAL page (`XLOG_BLCKSZ`): 8 KiB unless PostgreSQL was compiled otherwise.
 pub const PAGE_BYTES: u64 = 8192;
 /// The header of every page but a segment's first (`SizeOfXLogShortPHD`).
@@ -16,9 +18,6 @@ const FIRST_IS_CONTRECORD: u16 = 0x0001;
 const LONG_HEADER: u16 = 0x0002;
 const FIRST_IS_OVERWRITE_CONTRECORD: u16 = 0x0008;
 const ALL_FLAGS: u16 = 0x000F;
-
-/// The page magics (`XLOG_PAGE_MAGIC`) of the major versions 14, 15, 16, 17 and 18.
-const MAGICS: [u16; 5] = [0xD10D, 0xD110, 0xD113, 0xD116, 0xD118];
 
 /// What a WAL page says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +119,7 @@ impl PageHeader {
         if bytes.iter().all(|byte| *byte == 0) {
             return Err(PageFault::Zeroes);
         }
-        if !MAGICS.contains(&magic) {
+        if WalVersion::from_magic(magic).is_none() {
             return Err(PageFault::Magic(magic));
         }
         let both = FIRST_IS_CONTRECORD | FIRST_IS_OVERWRITE_CONTRECORD;

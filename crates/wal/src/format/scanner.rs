@@ -106,6 +106,25 @@ struct Partial {
     data_crc: u32,
 }
 
+/// Is told the bytes of records while a scanner reads them.
+pub trait RecordSink {
+    /// A record begins at `start_lsn`; what was told of one that was not completed is void.
+    fn begin(&mut self, start_lsn: Lsn);
+    /// Its next bytes, from the header on and without page headers; not to be believed yet.
+    fn bytes(&mut self, bytes: &[u8]);
+    /// It is complete and its checksum is right; it ends before `end_lsn`, aligned.
+    fn complete(&mut self, end_lsn: Lsn);
+}
+
+/// Wants to know nothing.
+struct Deaf;
+
+impl RecordSink for Deaf {
+    fn begin(&mut self, _: Lsn) {}
+    fn bytes(&mut self, _: &[u8]) {}
+    fn complete(&mut self, _: Lsn) {}
+}
+
 /// Reads WAL in order, in pieces of any size.
 #[derive(Clone, Debug)]
 pub struct Scanner {
@@ -171,16 +190,24 @@ impl Scanner {
     ///
     /// # Errors
     /// Why it stopped, now or earlier. `end_lsn` and `last_record_lsn` stay what they were before.
-    pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), Stop> {
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        self.push_to(bytes, &mut Deaf)
+    }
+
+    /// Reads the bytes at `position()` and tells `sink` of the records in them.
+    ///
+    /// # Errors
+    /// As `push`. The record in which it stopped is not told as complete.
+    pub fn push_to(&mut self, mut bytes: &[u8], sink: &mut impl RecordSink) -> Result<(), Stop> {
         if let Some(stop) = &self.stop {
             return Err(stop.clone());
         }
         while !bytes.is_empty() {
-            match self.step(bytes) {
+            match self.step(bytes, sink) {
                 Ok(used) => {
                     self.position = self.position + used as u64;
                     bytes = &bytes[used..];
-                    self.after_step();
+                    self.after_step(sink);
                 }
                 Err(stop) => {
                     self.stop = Some(stop.clone());
@@ -192,7 +219,7 @@ impl Scanner {
     }
 
     /// Reads up to the end of what it is in, at most to the end of the page; returns bytes used.
-    fn step(&mut self, bytes: &[u8]) -> Result<usize, Stop> {
+    fn step(&mut self, bytes: &[u8], sink: &mut impl RecordSink) -> Result<usize, Stop> {
         let page_start = self.position.align_down(PAGE_BYTES);
         let page_offset = (self.position.0 - page_start.0) as usize;
         let left_in_page = PAGE_BYTES as usize - page_offset;
@@ -217,9 +244,14 @@ impl Scanner {
                     total_bytes: 0,
                     data_crc: 0,
                 });
+                sink.begin(self.position);
                 Ok(0)
             }
-            Phase::Record(partial) => partial.step(bytes, self.last_record_lsn),
+            Phase::Record(partial) => {
+                let used = partial.step(bytes, self.last_record_lsn)?;
+                sink.bytes(&bytes[..used]);
+                Ok(used)
+            }
             Phase::Skipping { remaining_bytes } => {
                 let used = bytes.len().min(*remaining_bytes as usize);
                 *remaining_bytes -= used as u32;
@@ -295,10 +327,11 @@ impl Scanner {
     }
 
     /// Goes from phase to phase where the position says so.
-    fn after_step(&mut self) {
+    fn after_step(&mut self, sink: &mut impl RecordSink) {
         if let Phase::Record(partial) = self.phase
             && partial.is_complete()
         {
+            sink.complete(self.position.align_up(ALIGNMENT));
             let switch = RecordHeader::parse(&partial.header).is_segment_switch();
             self.phase = if switch {
                 Phase::Switched { record: partial.start_lsn }
@@ -378,4 +411,4 @@ impl Partial {
 const RECORD_HEADER_BYTES_U32: u32 = RECORD_HEADER_BYTES as u32;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

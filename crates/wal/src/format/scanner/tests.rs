@@ -12,25 +12,25 @@ fn size() -> SegmentSize {
     SegmentSize::new(1 << 20).unwrap()
 }
 
-fn options() -> ScanOptions {
+pub(in crate::format) fn options() -> ScanOptions {
     let timeline = Timeline::FIRST;
     let (timeline_since, system_id) = (Some(Lsn::ZERO), Some(SystemId(SYSTEM)));
     ScanOptions { timeline, timeline_since, size: size(), system_id }
 }
 
 /// Writes WAL as PostgreSQL lays it out, beginning with the second segment.
-struct Builder {
-    begin: Lsn,
-    bytes: Vec<u8>,
+pub(in crate::format) struct Builder {
+    pub(in crate::format) begin: Lsn,
+    pub(in crate::format) bytes: Vec<u8>,
     previous: Lsn,
     /// (start, end) of each record.
-    records: Vec<(Lsn, Lsn)>,
+    pub(in crate::format) records: Vec<(Lsn, Lsn)>,
     /// Offsets of bytes that PostgreSQL does not look at.
     ignored: Vec<usize>,
 }
 
 impl Builder {
-    fn new() -> Builder {
+    pub(in crate::format) fn new() -> Builder {
         let begin = Lsn(1 << 20);
         let (bytes, records, ignored) = (Vec::new(), Vec::new(), Vec::new());
         Builder { begin, bytes, previous: Lsn(0xFFF00), records, ignored }
@@ -67,7 +67,14 @@ impl Builder {
     }
 
     /// Appends a record; with `cut`, stops at the first page boundary within it.
-    fn record_of(&mut self, manager: u8, info: u8, data: &[u8], cut: bool, flags: u16) {
+    pub(in crate::format) fn record_of(
+        &mut self,
+        manager: u8,
+        info: u8,
+        data: &[u8],
+        cut: bool,
+        flags: u16,
+    ) {
         if self.at_page_start() {
             self.page_header(flags, 0);
         }
