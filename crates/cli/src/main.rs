@@ -8,6 +8,7 @@ mod demo;
 mod init;
 mod operate;
 mod output;
+mod rpo;
 mod status;
 mod wal;
 
@@ -61,6 +62,8 @@ enum Verb {
     Status(status::StatusArgs),
     /// Make another node active now.
     Failover(operate::FailoverArgs),
+    /// Show or turn the RPO dial: how much a loss of the active may cost.
+    Rpo(rpo::RpoArgs),
     /// Stop automatic failover until a stated end.
     Pause(operate::PauseArgs),
     /// End a pause before its time.
@@ -104,6 +107,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Verb::Status(args) => client(status::run(&context.load()?, &args)),
         Verb::Failover(args) => client(operate::failover(&context.load()?, &args)),
+        Verb::Rpo(args) => client(rpo::run(&context.load()?, &args)),
         Verb::Pause(args) => client(operate::pause(&context.load()?, &args)),
         Verb::Resume(args) => client(operate::resume(&context.load()?, &args)),
         Verb::Operation(args) => client(operate::operation(&context.load()?, &args)),
@@ -142,6 +146,12 @@ mod tests {
             "understudy status --context c.toml",
             "understudy list",
             "understudy failover --to south --reason storm --yes --wait",
+            "understudy failover --to south --accept-loss 14s --epoch 3 --reason storm --yes",
+            "understudy failover --accept-loss any --accept-loss-bytes 9 --epoch 1.3 --reason storm",
+            "understudy rpo show --output json",
+            "understudy rpo set zero --reason audit --wait",
+            "understudy rpo set bounded --ceiling 1h --on-passive-loss degrade --reason x --dry-run",
+            "understudy rpo set --promote-without-lease-wait true --reason x",
             "understudy pause --for 10m --reason upgrade",
             "understudy resume",
             "understudy operation 7 --output json",
@@ -164,6 +174,11 @@ mod tests {
             "understudy pause --for 8d --reason upgrade",
             "understudy pause --for ten --reason upgrade",
             "understudy failover --force --reason x",
+            "understudy failover --accept-loss 5m --reason x",
+            "understudy failover --accept-loss most --epoch 3 --reason x",
+            "understudy rpo set zero",
+            "understudy rpo set some --reason x",
+            "understudy rpo set bounded --on-passive-loss panic --reason x",
             "understudy operation seven",
             "understudy wal get --journal /j 000000010000000000000001",
         ] {

@@ -18,7 +18,8 @@ use understudy_core::state::{Member, Phase};
 use understudy_core::{ClusterConfig, ClusterState, Command, Outcome, Timing};
 use understudy_types::{
     BootInstant, ClusterId, DurabilityMode, Exposure, Incarnation, Lineage, Lsn, NodeId, NodeKind,
-    ProcessStart, PromotionId, ReceiverPosition, SealedEnd, SourcePositions, SystemId, Timeline,
+    PermitSerial, ProcessStart, PromotionId, ReceiverPosition, SealedEnd, SourcePositions,
+    SystemId, Timeline,
 };
 
 const NORTH: NodeId = NodeId(1);
@@ -41,6 +42,7 @@ struct Machine {
     released: Lsn,
     applied: usize,
     uuid: u128,
+    permit: Option<PermitSerial>,
 }
 
 #[derive(Clone, Copy)]
@@ -141,7 +143,10 @@ impl World {
         Some(SourcePositions {
             flush_lsn: machine.end,
             released_lsn: machine.released,
+            permit: machine.permit,
             exposure: Exposure::NONE,
+            survives: None,
+            release_delay: Duration::ZERO,
             gate_connected: true,
             receivers,
         })
@@ -162,6 +167,7 @@ impl World {
                     }
                 }
                 Action::SetPermit(permit) => {
+                    machine.permit = Some(permit.serial);
                     if now < permit.deadline {
                         machine.released = machine.end;
                     }
@@ -264,6 +270,7 @@ impl Machine {
             released: Lsn::ZERO,
             applied: 0,
             uuid: 0,
+            permit: None,
         }
     }
 

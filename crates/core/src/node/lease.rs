@@ -86,6 +86,7 @@ impl HolderLease {
 #[derive(Debug, Default)]
 pub(crate) struct ChallengerClock {
     seen: Option<(Epoch, u64, bool)>,
+    seen_at: BootInstant,
     over_at: BootInstant,
 }
 
@@ -97,6 +98,7 @@ impl ChallengerClock {
         let key = (state.epoch, holder.seq, state.active().is_some());
         if self.seen != Some(key) {
             self.seen = Some(key);
+            self.seen_at = now;
             let ttl = holder.ttl.max(timing.ttl);
             self.over_at = self.over_at.max(now + timing.challenger_span(ttl));
         }
@@ -105,6 +107,11 @@ impl ChallengerClock {
     /// The lease of the present epoch is over as far as this node's clock can tell.
     pub(crate) fn is_over(&self, now: BootInstant) -> bool {
         self.seen.is_some() && now >= self.over_at
+    }
+
+    /// For how long nothing has prolonged it, as far as this node has applied.
+    pub(crate) fn quiet_for(&self, now: BootInstant) -> Option<Duration> {
+        self.seen.map(|_| now.since(self.seen_at))
     }
 
     /// When it will be, unless it is renewed.

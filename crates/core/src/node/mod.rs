@@ -9,6 +9,8 @@
 //! the release.
 
 mod candidate;
+mod dial;
+mod fast;
 mod holder;
 mod leader;
 mod lease;
@@ -76,6 +78,8 @@ pub enum Slot {
     SyncAdd(NodeId),
     /// A node leaves them.
     SyncRemove(NodeId),
+    /// The mode that is wanted comes in force.
+    SetEff,
     /// A grant.
     Promote,
     /// The candidate's report.
@@ -439,7 +443,7 @@ impl Core {
         };
         Standing {
             word,
-            trouble: self.trouble.clone(),
+            trouble: self.trouble.clone().or_else(|| self.mode_trouble().filter(|_| serving)),
             promotable,
             resumable: self.resumable(),
             serving,
@@ -509,6 +513,7 @@ impl Core {
             }
             Command::SyncAdd { node, .. } => drop(self.pending.remove(&Slot::SyncAdd(*node))),
             Command::SyncRemove { node, .. } => drop(self.pending.remove(&Slot::SyncRemove(*node))),
+            Command::SetEff { .. } => drop(self.pending.remove(&Slot::SetEff)),
             Command::Promote { .. } => drop(self.pending.remove(&Slot::Promote)),
             Command::Promoted { .. } => drop(self.pending.remove(&Slot::Promoted)),
             Command::Release { .. } => drop(self.pending.remove(&Slot::Release)),
@@ -521,6 +526,8 @@ impl Core {
             Command::Renew { .. }
             | Command::Found { .. }
             | Command::OrderFailover { .. }
+            | Command::SetDial { .. }
+            | Command::AcceptLoss { .. }
             | Command::Pause { .. } => {}
         }
     }

@@ -12,6 +12,8 @@ use uuid::Uuid;
 use super::*;
 use crate::OnSoleSurvivor;
 
+mod dial;
+
 const A: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);
 const W: NodeId = NodeId(3);
@@ -86,6 +88,7 @@ impl Bench {
             flush_lsn: Lsn(1000),
             credit: Lsn(5000),
             exposure: Exposure::NONE,
+            survives: Some(Survival { lsn: Lsn(900), oldest_age: Duration::ZERO }),
             durable: [(B, Lsn(900))].into(),
         };
         let by = self.proof(node, process);
@@ -330,7 +333,7 @@ fn arbitrary(bench: &mut Bench, choice: u8, a: u64, b: u64) -> Command {
         process: ProcessStart(b % 3),
     };
     let generation = bench.state.durability.generation.saturating_sub(b % 2);
-    match choice % 9 {
+    match choice % 12 {
         0 => bench.renew(node, b % 3, a % 20),
         1 => Command::SyncAdd { by, generation, node: NodeId(b % 4), at: Lsn(a) },
         2 => Command::SyncRemove { by, generation, node: NodeId(b % 4) },
@@ -347,6 +350,9 @@ fn arbitrary(bench: &mut Bench, choice: u8, a: u64, b: u64) -> Command {
             Phase::Promoting(promoting) => bench.promoted_command(promoting.to, Some(a)),
             Phase::Bootstrap | Phase::Running => bench.renew(A, 1, a),
         },
+        8 => dial::set_dial(bench, dial::any_mode(a)),
+        9 => dial::set_eff(bench, by, dial::any_mode(b)),
+        10 => dial::accept(bench, node, LossLimit { age_max: None, bytes_max: Some(a) }),
         _ => bench.renew(A, 1, a % 20),
     }
 }
