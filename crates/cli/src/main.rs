@@ -9,6 +9,7 @@ mod init;
 mod operate;
 mod output;
 mod receipt;
+mod rpo;
 mod status;
 mod switchover;
 mod wal;
@@ -65,6 +66,8 @@ enum Verb {
     Failover(operate::FailoverArgs),
     /// Make another node active with the active's help, losing nothing.
     Switchover(switchover::SwitchoverArgs),
+    /// Show or turn the RPO dial: how much a loss of the active may cost.
+    Rpo(rpo::RpoArgs),
     /// Stop automatic failover until a stated end.
     Pause(operate::PauseArgs),
     /// End a pause before its time.
@@ -131,6 +134,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Status(args) => client(status::run(&context.load()?, &args)),
         Verb::Failover(args) => client(operate::failover(&context.load()?, &args)),
         Verb::Switchover(args) => client(switchover::run(&context.load()?, &args)),
+        Verb::Rpo(args) => client(rpo::run(&context.load()?, &args)),
         Verb::Pause(args) => client(operate::pause(&context.load()?, &args)),
         Verb::Resume(args) => client(operate::resume(&context.load()?, &args)),
         Verb::Operation(args) => client(operate::operation(&context.load()?, &args)),
@@ -178,6 +182,12 @@ mod tests {
             "understudy status --context c.toml",
             "understudy list",
             "understudy failover --to south --reason storm --yes --wait",
+            "understudy failover --to south --accept-loss 14s --epoch 3 --reason storm --yes",
+            "understudy failover --accept-loss any --accept-loss-bytes 9 --epoch 1.3 --reason storm",
+            "understudy rpo show --output json",
+            "understudy rpo set zero --reason audit --wait",
+            "understudy rpo set bounded --ceiling 1h --on-passive-loss degrade --reason x --dry-run",
+            "understudy rpo set --promote-without-lease-wait true --reason x",
             "understudy pause --for 10m --reason upgrade",
             "understudy switchover --reason upgrade",
             "understudy switchover --to south --pause-budget 10s --epoch 3 --wait --reason upgrade",
@@ -213,6 +223,11 @@ mod tests {
             "understudy pause --for 8d --reason upgrade",
             "understudy pause --for ten --reason upgrade",
             "understudy failover --force --reason x",
+            "understudy failover --accept-loss 5m --reason x",
+            "understudy failover --accept-loss most --epoch 3 --reason x",
+            "understudy rpo set zero",
+            "understudy rpo set some --reason x",
+            "understudy rpo set bounded --on-passive-loss panic --reason x",
             "understudy operation seven",
             "understudy receipt",
             "understudy receipt show --node north --data-dir /d",

@@ -14,6 +14,7 @@ use understudy_node::admin::REFUSAL_KEY;
 use understudy_node::status::{ClusterStatus, OperationView};
 use understudy_proto::v1;
 use understudy_proto::v1::admin_client::AdminClient;
+use understudy_types::Epoch;
 
 use crate::context::Context;
 use crate::output::{self, Output};
@@ -32,6 +33,16 @@ pub(crate) struct FailoverArgs {
     /// The node to promote; may be left out where there is only one that it can be.
     #[arg(long, visible_alias = "candidate", value_name = "NODE")]
     to: Option<String>,
+    /// Go on although acknowledged commits of up to this span are lost, as 20s, 5m; `any` accepts what
+    /// is not known. Refused, with the figures, when more is known to be missing.
+    #[arg(long, value_name = "DURATION|any", value_parser = parse_loss, requires = "epoch")]
+    accept_loss: Option<AcceptedSpan>,
+    /// The same as WAL that is known to be missing, in bytes.
+    #[arg(long, value_name = "BYTES", requires = "epoch")]
+    accept_loss_bytes: Option<u64>,
+    /// Refused in another epoch; by default the one that `status` shows now.
+    #[arg(long, value_name = "EPOCH")]
+    epoch: Option<Epoch>,
     /// Why, for the record.
     #[arg(long, value_name = "TEXT")]
     reason: String,
@@ -47,6 +58,15 @@ pub(crate) struct FailoverArgs {
     /// How the operation is printed.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
+}
+
+/// A span of commits whose loss is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AcceptedSpan {
+    /// Whatever it may be.
+    Any,
+    /// At most this.
+    UpTo(Duration),
 }
 
 /// Stop automatic failover until a stated end.
@@ -135,8 +155,9 @@ pub(crate) async fn failover(context: &Context, args: &FailoverArgs) -> anyhow::
     }
     let request = v1::FailoverRequest {
         to: to.unwrap_or_default().to_owned(),
-        expect_epoch: Some(status.epoch.into()),
+        expect_epoch: Some(args.epoch.unwrap_or(status.epoch).into()),
         reason: args.reason.clone(),
+        accept_loss: accepted_loss(args),
     };
     let order = async |mut client: AdminClient<Channel>| client.failover(request.clone()).await;
     let taken = call(context, order).await?;
@@ -154,6 +175,18 @@ pub(crate) async fn failover(context: &Context, args: &FailoverArgs) -> anyhow::
         "refused" => ExitCode::from(output::REFUSED),
         _ => ExitCode::from(output::FAILED),
     })
+}
+
+/// The loss that is stated, if one is; with neither figure any is accepted.
+fn accepted_loss(args: &FailoverArgs) -> Option<v1::AcceptedLoss> {
+    if args.accept_loss.is_none() && args.accept_loss_bytes.is_none() {
+        return None;
+    }
+    let age_max_ms = match args.accept_loss {
+        Some(AcceptedSpan::UpTo(span)) => Some(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        Some(AcceptedSpan::Any) | None => None,
+    };
+    Some(v1::AcceptedLoss { age_max_ms, bytes_max: args.accept_loss_bytes })
 }
 
 /// Pauses automatic failover.
@@ -199,7 +232,7 @@ pub(crate) async fn look_up(context: &Context, id: u64) -> Result<OperationView,
         })
 }
 
-async fn wait_for_end(
+pub(crate) async fn wait_for_end(
     context: &Context,
     mut operation: OperationView,
     timeout: Duration,
@@ -311,7 +344,17 @@ fn render(operation: &OperationView) -> String {
     } else {
         format!(", by {} ({})", operation.caller, operation.reason)
     };
-    format!("operation {} {} {}{detail}{by}\n", operation.id, operation.kind, operation.outcome)
+    let what = operation.what.as_deref().map(|what| format!(" ({what})")).unwrap_or_default();
+    let (id, kind, outcome) = (operation.id, &operation.kind, &operation.outcome);
+    format!("operation {id} {kind}{what} {outcome}{detail}{by}\n")
+}
+
+fn parse_loss(text: &str) -> Result<AcceptedSpan, String> {
+    if text == "any" {
+        return Ok(AcceptedSpan::Any);
+    }
+    let span = parse_duration(text).map_err(|error| format!("{error}, or any"))?;
+    Ok(AcceptedSpan::UpTo(span))
 }
 
 fn parse_pause(text: &str) -> Result<Duration, String> {

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use understudy_node::status::{ClusterStatus, NodeStatus, OperationView, SiteRole};
+use understudy_node::status::{ClusterStatus, LineageStatus, NodeStatus, OperationView, SiteRole};
 use understudy_proto::v1::GetStatusRequest;
 use understudy_proto::v1::admin_client::AdminClient;
 
@@ -122,6 +122,9 @@ fn write_head(text: &mut String, status: &ClusterStatus) -> std::fmt::Result {
     writeln!(text, "epoch     {}, {}", status.epoch, status.phase)?;
     writeln!(text, "active    {}", status.active.as_deref().unwrap_or("nobody"))?;
     writeln!(text, "dial      {dial}")?;
+    if let Some(wanted) = status.dial.as_ref().filter(|wanted| wanted.mode != status.durability) {
+        writeln!(text, "wanted    {}, not in force yet", wanted.mode)?;
+    }
     let exposure = match (status.exposure_seconds, status.exposure_bytes) {
         (Some(seconds), Some(bytes)) => format!("{}, {}", span(seconds), size(bytes)),
         _ => "unknown".to_owned(),
@@ -133,6 +136,12 @@ fn write_verdict(text: &mut String, status: &ClusterStatus, colours: bool) -> st
     let (mark, colour) = if status.failover.would_fail_over { ("yes", 32) } else { ("no", 33) };
     let mark = paint(mark, colour, colours);
     writeln!(text, "automatic failover: {mark}, {}", status.failover.words)?;
+    if let Some(command) = &status.failover.accept_command {
+        writeln!(text, "an operator may accept the loss: {command}")?;
+    }
+    if let Some(line) = status.lineage.last().and_then(lost_with) {
+        writeln!(text, "{line}")?;
+    }
     if let Some(until) = status.paused_until_unix_us {
         writeln!(text, "paused until {}", moment(until))?;
     }
@@ -142,14 +151,31 @@ fn write_verdict(text: &mut String, status: &ClusterStatus, colours: bool) -> st
     for operation in ended.skip(skipped).chain(status.operations.iter().filter(running)) {
         let began = moment(operation.started_unix_us);
         let detail = operation.detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default();
+        let what = operation.what.as_deref().map(|what| format!(" {what}")).unwrap_or_default();
         let (id, kind, outcome) = (operation.id, &operation.kind, &operation.outcome);
         let reason = &operation.reason;
-        writeln!(text, "operation {id} of {began}: {kind} ({reason}) {outcome}{detail}")?;
+        writeln!(text, "operation {id} of {began}: {kind}{what} ({reason}) {outcome}{detail}")?;
     }
     let heard = if status.majority { "hears a majority" } else { "HEARS NO MAJORITY" };
     let leader = status.leader.as_deref().unwrap_or("unknown");
     let at = moment(status.at_unix_us);
     writeln!(text, "answered by {} at {at}, which {heard}; leader: {leader}", status.answered_by)
+}
+
+/// What the last promotion may have lost; nothing is not worth a line.
+fn lost_with(link: &LineageStatus) -> Option<String> {
+    if link.lost_seconds_max == Some(0.0) && link.lost_wal_bytes_min == 0 {
+        return None;
+    }
+    let time = link.lost_seconds_max.map_or_else(
+        || "an unknown span of acknowledged commits".to_owned(),
+        |seconds| format!("up to {} of acknowledged commits", span(seconds)),
+    );
+    let bytes = size(link.lost_wal_bytes_min);
+    Some(format!(
+        "epoch {} began with {} and may have lost {time}, at least {bytes} of WAL",
+        link.epoch, link.node
+    ))
 }
 
 const COLUMNS: [&str; 9] =

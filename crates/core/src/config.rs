@@ -27,7 +27,8 @@ pub enum OnSoleSurvivor {
 pub struct ClusterConfig {
     /// The RPO dial as the operator set it; what is in force is in the durability.
     pub mode: DurabilityMode,
-    /// R: the ceiling on exposure in `bounded`.
+    /// R: the ceiling on exposure in `bounded`; in `best-effort` the limit up to which a loss of the
+    /// active is answered without a person.
     pub rpo: Duration,
     /// The policy for a lost passive.
     pub on_passive_loss: OnPassiveLoss,
@@ -35,6 +36,10 @@ pub struct ClusterConfig {
     pub degrade_after: Duration,
     /// The policy for a promoted node that is alone.
     pub on_sole_survivor: OnSoleSurvivor,
+    /// In `zero`, an eligible passive is promoted on its seal, before the lease of an active that has
+    /// fallen silent is over (decision 0009). Off by default: what the gate does not cover (readers,
+    /// sessions that opted out) may go on at the old side until then.
+    pub promote_without_lease_wait: bool,
 }
 
 impl Default for ClusterConfig {
@@ -45,6 +50,7 @@ impl Default for ClusterConfig {
             on_passive_loss: OnPassiveLoss::Stall,
             degrade_after: Duration::from_secs(1),
             on_sole_survivor: OnSoleSurvivor::Open,
+            promote_without_lease_wait: false,
         }
     }
 }

@@ -116,8 +116,12 @@ impl Reason {
                 Ineligible::NotInSet => "not-eligible",
                 Ineligible::Lifted => "unprotected",
                 Ineligible::OverCeiling { .. } => "over-ceiling",
+                Ineligible::OverLimit(_) => "over-limit",
+                Ineligible::LossNotAccepted { .. } => "loss-not-accepted",
                 Ineligible::LostWal => "candidate-behind",
-                Ineligible::IsHolder | Ineligible::NotReleased => "lease-running",
+                Ineligible::IsHolder | Ineligible::NotReleased | Ineligible::NotByPolicy => {
+                    "lease-running"
+                }
             },
         }
     }

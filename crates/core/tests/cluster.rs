@@ -18,7 +18,8 @@ use understudy_core::state::{Member, Phase};
 use understudy_core::{ClusterConfig, ClusterState, Command, Outcome, Timing};
 use understudy_types::{
     BootInstant, ClusterId, DurabilityMode, Exposure, Incarnation, Lineage, Lsn, NodeId, NodeKind,
-    ProcessStart, PromotionId, ReceiverPosition, SealedEnd, SourcePositions, SystemId, Timeline,
+    PermitSerial, ProcessStart, PromotionId, ReceiverPosition, SealedEnd, SourcePositions,
+    SystemId, Timeline,
 };
 
 const NORTH: NodeId = NodeId(1);
@@ -44,6 +45,7 @@ struct Machine {
     fences: u32,
     applied: usize,
     uuid: u128,
+    permit: Option<PermitSerial>,
 }
 
 #[derive(Clone, Copy)]
@@ -144,7 +146,10 @@ impl World {
         Some(SourcePositions {
             flush_lsn: machine.end,
             released_lsn: machine.released,
+            permit: machine.permit,
             exposure: Exposure::NONE,
+            survives: None,
+            release_delay: Duration::ZERO,
             gate_connected: true,
             receivers,
         })
@@ -167,6 +172,7 @@ impl World {
                     }
                 }
                 Action::SetPermit(permit) => {
+                    machine.permit = Some(permit.serial);
                     if now < permit.deadline {
                         machine.released = machine.end;
                     }
@@ -277,6 +283,7 @@ impl Machine {
             fences: 0,
             applied: 0,
             uuid: 0,
+            permit: None,
         }
     }
 
@@ -487,7 +494,7 @@ fn a_holder_that_starts_anew_leaves_the_guardian_as_it_is_until_it_holds_the_lea
     world.machines.get_mut(&WITNESS).unwrap().alive = false;
     let committed = world.log.len();
     let north = world.machines.get_mut(&NORTH).unwrap();
-    for (command, outcome, state) in world.log[..committed].to_vec() {
+    for (command, outcome, state) in world.log[..committed].iter().cloned() {
         let applied = Some((command, outcome));
         north.core.handle_event(world.now, Event::State { state, applied });
         seen.push(north.core.guard_wish(world.now));

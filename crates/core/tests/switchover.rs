@@ -253,7 +253,10 @@ impl World {
         Some(SourcePositions {
             flush_lsn: machine.end,
             released_lsn: machine.released,
+            permit: machine.permit.as_ref().map(|permit| permit.serial),
             exposure: Exposure::NONE,
+            survives: None,
+            release_delay: Duration::ZERO,
             gate_connected: true,
             receivers,
         })

@@ -69,6 +69,7 @@ impl StatusMetrics {
             set_writable(own.writable);
             gauge!("understudy_raft_leader").set(flag(own.leader));
             gauge!("understudy_lease_left_seconds").set(or_nan(own.lease_left_seconds));
+            gauge!("understudy_gate_release_delay_seconds").set(or_nan(own.release_delay_seconds));
             gauge!("understudy_postgres_up").set(flag(own.postgres_running));
             for role in SiteRole::ALL {
                 gauge!("understudy_node_role", "role" => role.as_str()).set(flag(own.role == role));
@@ -186,6 +187,11 @@ const GAUGES: &[(&str, Option<Unit>, &str)] = &[
         "When the newest late release was over, on the machine's boot clock; NaN if there is none.",
     ),
     ("understudy_lease_left_seconds", SECONDS, "What is left of this node's lease; NaN if none."),
+    (
+        "understudy_gate_release_delay_seconds",
+        SECONDS,
+        "How far apart commits are released, as exposure nears the ceiling; NaN unless active.",
+    ),
     ("understudy_postgres_up", None, "1 while this node's PostgreSQL answers."),
     ("understudy_member_heard_seconds", SECONDS, "Since a member was heard; NaN if never."),
     ("understudy_member_attached", None, "1 while a member receives the active's stream."),

@@ -17,6 +17,9 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
     let source = hands.and_then(|hands| hands.source().borrow().clone());
     let positions = source.map(|source| source.positions().borrow().clone());
     let holds = positions.is_some();
+    // While nobody is known to hold anything, what would be lost is not known either.
+    let measured = positions.as_ref().filter(|positions| positions.survives.is_some());
+    let exposure = measured.map(|positions| positions.exposure);
     let following = hands.and_then(|hands| hands.following());
     let attached = following.is_some_and(|following| following.status.borrow().attached);
     let foreign_gate = matches!(&seen.view.postgres, PostgresView::Running(f) if f.foreign_gate);
@@ -50,8 +53,8 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
         replay_lsn: observation.as_ref().and_then(|seen| seen.replay_lsn).map(|lsn| lsn.0),
         flush_lsn: positions.as_ref().map(|positions| positions.flush_lsn.0),
         released_lsn: positions.as_ref().map(|positions| positions.released_lsn.0),
-        exposure_ns: positions.as_ref().map(|positions| nanos(positions.exposure.time)),
-        exposure_bytes: positions.as_ref().map(|positions| positions.exposure.lost_wal_bytes),
+        exposure_ns: exposure.map(|exposure| nanos(exposure.time)),
+        exposure_bytes: exposure.map(|exposure| exposure.lost_wal_bytes),
         attached,
         promotion: view.report.promotion.map(|promotion| promotion.to_string()),
         progress_what: progress.what.to_owned(),
@@ -73,6 +76,7 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
         resumable: view.report.resumable,
         warnings: warnings(doors, running, foreign_gate),
         newest_receipt: hands.and_then(|hands| hands.newest_receipt()).as_ref().map(Into::into),
+        release_delay_ns: positions.as_ref().map(|positions| nanos(positions.release_delay)),
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Lsn;
+
 /// The RPO dial: when a commit is acknowledged.
 ///
 /// Ordered by strictness, the strictest last, so that `max` is "the stricter of two".
@@ -52,6 +54,18 @@ pub struct Exposure {
     pub time: Duration,
     /// Acknowledged WAL that is not durable at the passive.
     pub lost_wal_bytes: u64,
+}
+
+/// Against what exposure was measured, where anybody else is known to hold anything at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Survival {
+    /// Everything before this is durable at every node that could take over.
+    pub lsn: Lsn,
+    /// How long ago the oldest acknowledged commit beyond it was released; zero when there is none.
+    ///
+    /// Unlike the exposure it grows while nothing is released: a commit released now would be lost
+    /// together with one of that age, so this is what a loss is bounded by.
+    pub oldest_age: Duration,
 }
 
 impl Exposure {

@@ -18,7 +18,7 @@ mod timeline;
 
 pub use clock::{BootInstant, Clock};
 pub use epoch::{Epoch, ParseEpochError, ProcessStart};
-pub use exposure::{DurabilityMode, Exposure};
+pub use exposure::{DurabilityMode, Exposure, Survival};
 pub use identity::{
     ClusterId, Incarnation, NodeId, NodeKind, NodeName, ParseNameError, PromotionId, Region,
     SiteName, SystemId,

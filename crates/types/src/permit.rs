@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use crate::{BootInstant, DurabilityMode, Epoch, Exposure, Lsn, NodeId, PromotionId, Timeline};
+use crate::{
+    BootInstant, DurabilityMode, Epoch, Exposure, Lsn, NodeId, PromotionId, Survival, Timeline,
+};
 
 /// Numbers the permits and admissions of one process, ascending; a late one is recognised by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,8 +72,15 @@ pub struct SourcePositions {
     pub flush_lsn: Lsn,
     /// What the gate has released: the greatest flush position reported to PostgreSQL.
     pub released_lsn: Lsn,
-    /// What would be lost now.
+    /// The permit that was in force when `released_lsn` was read: whatever an earlier one let pass is
+    /// contained in it. `None` before the first.
+    pub permit: Option<PermitSerial>,
+    /// What would be lost now; an upper figure only, while `survives` is unknown.
     pub exposure: Exposure,
+    /// Against what `exposure` was measured; `None` while nobody is known to hold anything.
+    pub survives: Option<Survival>,
+    /// How long a release is held back at least, because exposure is near the ceiling.
+    pub release_delay: Duration,
     /// The gate's own connection is up and verified.
     pub gate_connected: bool,
     /// Every receiver that has ever attached to this process.

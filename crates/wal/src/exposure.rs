@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use understudy_types::{BootInstant, Exposure, Lsn};
+use understudy_types::{BootInstant, Exposure, Lsn, Survival};
 
 /// Releases closer together than this are one sample.
 const SAMPLE_SPACING: Duration = Duration::from_millis(1);
@@ -86,6 +86,11 @@ impl ExposureTracker {
         };
         let oldest = self.oldest_not_durable(durable_lsn);
         oldest.map_or(Duration::ZERO, |oldest| now.max(last.at).since(oldest))
+    }
+
+    /// What is known to survive when everything before `durable_lsn` does.
+    pub fn survival(&self, durable_lsn: Lsn, now: BootInstant) -> Survival {
+        Survival { lsn: durable_lsn, oldest_age: self.time_if_released(durable_lsn, now) }
     }
 
     /// When the last release was; `None` before the first.

@@ -11,8 +11,10 @@ use understudy_types::{BootInstant, DurabilityMode, Lsn, NodeId, Permit, Receive
 
 use crate::exposure::ExposureTracker;
 
-/// In the last fifth before the ceiling, commits are slowed: releases are this far apart at the ceiling.
-const PACE_MAX: Duration = Duration::from_millis(200);
+/// Five eighths of the way to the ceiling, releases are this far apart.
+const PACE_HALF_WAY: Duration = Duration::from_millis(50);
+/// Releases are never further apart than this by slowing alone; at the ceiling itself nothing passes.
+const PACE_MAX: Duration = Duration::from_secs(1);
 
 /// What the gate judges by, besides the permit.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +68,22 @@ pub struct Release {
     pub reason: GateReason,
     /// The answer may change at this moment though nothing else changes; `None` if it cannot.
     pub look_again: Option<BootInstant>,
+    /// `bounded`: how far apart releases are now, because exposure is near the ceiling.
+    pub delay: Duration,
+}
+
+/// What one mode allows, before it is put together with what was reported already.
+struct Allowed {
+    limit: Lsn,
+    reason: GateReason,
+    look_again: Option<BootInstant>,
+    delay: Duration,
+}
+
+impl Allowed {
+    fn now(limit: Lsn, reason: GateReason) -> Allowed {
+        Allowed { limit, reason, look_again: None, delay: Duration::ZERO }
+    }
 }
 
 /// Judges how far commits may be acknowledged at `now` under `permit`.
@@ -77,17 +95,18 @@ pub fn release(
 ) -> Release {
     if now >= permit.deadline {
         let upto = positions.last_report;
-        return Release { upto, reason: GateReason::Expired, look_again: None };
+        let (reason, delay) = (GateReason::Expired, Duration::ZERO);
+        return Release { upto, reason, look_again: None, delay };
     }
-    let (limit, reason, look_again) = match permit.mode {
+    let Allowed { limit, reason, look_again, delay } = match permit.mode {
         DurabilityMode::Zero => {
             let (limit, reason) = zero(permit, positions);
-            (limit, reason, None)
+            Allowed::now(limit, reason)
         }
         DurabilityMode::Bounded => bounded(now, permit, positions, exposure),
         DurabilityMode::BestEffort => {
             let (limit, reason) = within_credit(permit, positions);
-            (limit, reason, None)
+            Allowed::now(limit, reason)
         }
     };
     assert!(
@@ -96,7 +115,8 @@ pub fn release(
         positions.flush_lsn
     );
     let look_again = look_again.unwrap_or(permit.deadline).min(permit.deadline);
-    Release { upto: limit.max(positions.last_report), reason, look_again: Some(look_again) }
+    let upto = limit.max(positions.last_report);
+    Release { upto, reason, look_again: Some(look_again), delay }
 }
 
 /// The position against which exposure counts: what survives at *every* node that could take over.
@@ -110,6 +130,14 @@ pub fn surviving_lsn(waited_for: &[NodeId], receivers: &[ReceiverPosition]) -> L
     let least = waited_for.iter().map(of).min();
     let best = || receivers.iter().map(|receiver| receiver.durable_lsn).max();
     least.or_else(best).unwrap_or(Lsn::ZERO)
+}
+
+/// The same, where it is known: `None` while a node that is waited for has not said where it stands,
+/// or nobody has. Unknown is not 0/0: what would be lost then is not "everything since the beginning".
+pub fn known_surviving_lsn(waited_for: &[NodeId], receivers: &[ReceiverPosition]) -> Option<Lsn> {
+    let known = |node: &NodeId| receivers.iter().any(|receiver| receiver.node == *node);
+    let all_known = !receivers.is_empty() && waited_for.iter().all(known);
+    all_known.then(|| surviving_lsn(waited_for, receivers))
 }
 
 /// min(F, k-th largest durable of those waited for), if enough of them are attached.
@@ -158,35 +186,49 @@ fn bounded(
     permit: &Permit,
     positions: &GatePositions<'_>,
     tracker: &ExposureTracker,
-) -> (Lsn, GateReason, Option<BootInstant>) {
+) -> Allowed {
     let (limit, reason) = within_credit(permit, positions);
-    let Some(ceiling) = permit.exposure_max else { return (limit, reason, None) };
+    let Some(ceiling) = permit.exposure_max else { return Allowed::now(limit, reason) };
     let surviving = surviving_lsn(&permit.waited_for, positions.receivers);
     // Judged as if released now: the acknowledged commit that ends the span is the one in question.
     let exposes = limit > surviving;
     let exposure = if exposes { tracker.time_if_released(surviving, now) } else { Duration::ZERO };
     if limit <= positions.last_report {
-        return (limit, reason, None);
+        return Allowed::now(limit, reason);
     }
     if exposure > ceiling {
         let reason = GateReason::ExposureAtCeiling { exposure, ceiling };
-        return (positions.last_report, reason, None);
+        let delay = PACE_MAX;
+        return Allowed { limit: positions.last_report, reason, look_again: None, delay };
     }
-    let next = tracker.last_release().map_or(now, |last| last + pace(exposure, ceiling));
+    let delay = pace(exposure, ceiling);
+    let next = tracker.last_release().map_or(now, |last| last + delay);
     if next > now {
-        return (positions.last_report, GateReason::Paced, Some(next));
+        let (limit, reason) = (positions.last_report, GateReason::Paced);
+        return Allowed { limit, reason, look_again: Some(next), delay };
     }
-    (limit, reason, None)
+    Allowed { limit, reason, look_again: None, delay }
 }
 
-/// How far apart releases are at this exposure: nothing up to four fifths of the ceiling, then rising.
-fn pace(exposure: Duration, ceiling: Duration) -> Duration {
-    let free = ceiling / 5 * 4;
-    let Some(over) = exposure.checked_sub(free).filter(|over| !over.is_zero()) else {
+/// How far apart releases are at this exposure: nothing up to a quarter of the ceiling, then ever further.
+///
+/// A writer that waits for its commit writes nothing meanwhile, so this throttles what is written. It
+/// grows without bound towards the ceiling (up to [`PACE_MAX`]), so that there is a pace at which the
+/// passive, if it receives at all, keeps up, and exposure settles there instead of at the ceiling.
+/// It begins as early as that because exposure is a time: what was written at full speed before
+/// is still on its way, and ages while it is. A passive that receives two thirds of what is written is
+/// slowed for in time; for a slower one the ceiling itself holds until that backlog has passed.
+pub fn pace(exposure: Duration, ceiling: Duration) -> Duration {
+    let free = ceiling / 4;
+    let over = exposure.saturating_sub(free).as_secs_f64();
+    let left = ceiling.saturating_sub(exposure).as_secs_f64();
+    if over <= 0.0 {
         return Duration::ZERO;
-    };
-    let share = over.as_secs_f64() / (ceiling - free).as_secs_f64().max(f64::MIN_POSITIVE);
-    PACE_MAX.mul_f64(share.clamp(0.0, 1.0))
+    }
+    if left <= over * PACE_HALF_WAY.as_secs_f64() / PACE_MAX.as_secs_f64() {
+        return PACE_MAX;
+    }
+    PACE_HALF_WAY.mul_f64(over / left)
 }
 
 #[cfg(test)]

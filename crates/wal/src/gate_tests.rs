@@ -97,6 +97,105 @@ fn in_bounded_the_ceiling_holds_and_the_way_to_it_is_slowed() {
     assert_eq!(release(ms(40_000), &permit, &positions, &tracker).upto, Lsn(flush));
 }
 
+/// Writers that each wait for their commit before they write the next, and a passive that makes
+/// `bytes_per_second` durable.
+struct Load {
+    writers: u64,
+    commit_bytes: u64,
+    think_ms: u64,
+    bytes_per_second: u64,
+}
+
+/// Runs a load for twenty ceilings: the greatest exposure, and the longest time without a release.
+fn settle(load: &Load, ceiling: Duration) -> (Duration, Duration) {
+    let ms = |value: u64| BootInstant(value * 1_000_000);
+    let mut permit = permit(DurabilityMode::Bounded);
+    permit.deadline = BootInstant::NEVER;
+    permit.exposure_max = Some(ceiling);
+    let mut tracker = ExposureTracker::new(ms(0));
+    tracker.released(Lsn(0), ms(0));
+    let (mut flush, mut last, mut durable) = (0, 0, 0);
+    let (mut released_at, mut writes_at) = (0, 0);
+    let (mut worst, mut longest) = (Duration::ZERO, Duration::ZERO);
+    for now in 0..(ceiling.as_millis() as u64 * 20) {
+        if now == writes_at {
+            flush += load.writers * load.commit_bytes;
+        }
+        durable = last.min(durable + load.bytes_per_second / 1000);
+        let receivers = [receiver(2, true, durable)];
+        let positions =
+            GatePositions { flush_lsn: Lsn(flush), last_report: Lsn(last), receivers: &receivers };
+        let release = release(ms(now), &permit, &positions, &tracker);
+        if release.upto > Lsn(last) {
+            last = release.upto.0;
+            tracker.released(release.upto, ms(now));
+            (released_at, writes_at) = (now, now + load.think_ms);
+        }
+        worst = worst.max(tracker.exposure(Lsn(durable)).time);
+        longest = longest.max(Duration::from_millis(now - released_at));
+    }
+    (worst, longest)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// A passive that receives less than is written: exposure never passes the ceiling, and writers
+    /// are slowed; if it receives two thirds, until it keeps up, so that commits go on evenly and
+    /// the ceiling is never reached.
+    #[test]
+    fn writers_are_slowed_until_the_passive_keeps_up(
+        writers in 1u64..200,
+        commit_bytes in 200u64..20_000,
+        think_ms in 1u64..20,
+        share in 0.15f64..0.95,
+        ceiling_s in 5u64..20,
+    ) {
+        let wanted = writers * commit_bytes * 1000 / (think_ms + 1);
+        let bytes_per_second = (wanted as f64 * share) as u64;
+        let load = Load { writers, commit_bytes, think_ms, bytes_per_second };
+        let ceiling = Duration::from_secs(ceiling_s);
+        let (worst, longest) = settle(&load, ceiling);
+        let evenly = PACE_MAX + Duration::from_millis(think_ms + 1);
+        prop_assert!(worst <= ceiling, "{worst:?} of {ceiling:?}");
+        if share > 0.66 {
+            prop_assert!(worst < ceiling.mul_f64(0.99), "{worst:?} of {ceiling:?}");
+            prop_assert!(longest <= evenly, "{longest:?}");
+        }
+    }
+
+    #[test]
+    fn the_pace_is_free_below_a_quarter_and_never_decreases_towards_the_ceiling(
+        ceiling_ms in 1000u64..7_200_000,
+        a in 0.0f64..1.2,
+        b in 0.0f64..1.2,
+    ) {
+        let ceiling = Duration::from_millis(ceiling_ms);
+        let (low, high) = (ceiling.mul_f64(a.min(b)), ceiling.mul_f64(a.max(b)));
+        prop_assert!(pace(low, ceiling) <= pace(high, ceiling));
+        prop_assert!(pace(high, ceiling) <= PACE_MAX);
+        prop_assert_eq!(pace(ceiling.mul_f64(a.min(0.249)), ceiling), Duration::ZERO);
+        prop_assert_eq!(pace(ceiling, ceiling), PACE_MAX);
+    }
+}
+
+#[test]
+fn slowing_never_lets_more_pass_than_the_credit() {
+    let mut permit = permit(DurabilityMode::Bounded);
+    permit.deadline = BootInstant::NEVER;
+    permit.exposure_max = Some(Duration::from_secs(10));
+    permit.credit = Lsn(250);
+    let mut tracker = ExposureTracker::new(BootInstant::ZERO);
+    tracker.released(Lsn(200), BootInstant::ZERO);
+    let receivers = [receiver(2, true, 100)];
+    let positions =
+        GatePositions { flush_lsn: Lsn(400), last_report: Lsn(200), receivers: &receivers };
+    let at = |ms: u64| release(BootInstant(ms * 1_000_000), &permit, &positions, &tracker);
+    assert_eq!((at(6_250).upto, at(6_250).reason), (Lsn(250), GateReason::CreditUsed));
+    assert_eq!(at(6_250).delay, PACE_HALF_WAY);
+    assert_eq!(at(2_400).delay, Duration::ZERO);
+}
+
 fn modes() -> impl Strategy<Value = DurabilityMode> {
     prop_oneof![
         Just(DurabilityMode::Zero),

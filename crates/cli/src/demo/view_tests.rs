@@ -45,6 +45,7 @@ fn scene() -> Scene {
             reason: "ready".to_owned(),
             words: "south would take over".to_owned(),
             would_fail_over: true,
+            ..FailoverVerdict::default()
         }),
         nodes: vec![north, south, node("witness", "witness", "witness", "witness")],
         ..ClusterStatus::default()

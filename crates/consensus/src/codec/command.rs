@@ -9,10 +9,11 @@ use understudy_proto::v1::command::{self as message, Kind};
 use understudy_proto::{FieldError, parse_timeline, v1};
 use understudy_types::{ClusterId, Lsn, NodeId, PromotionId, SystemId};
 
+use super::dial::{read_dial, read_limit, write_dial, write_limit};
 use super::parts::{
-    read_config, read_mark, read_member, read_promote_cause, read_proof, read_published,
-    read_release, write_config, write_mark, write_member, write_promote_cause, write_proof,
-    write_published, write_release,
+    read_config, read_mark, read_member, read_mode, read_promote_cause, read_proof, read_published,
+    read_release, write_config, write_mark, write_member, write_mode, write_promote_cause,
+    write_proof, write_published, write_release,
 };
 use super::{epoch, nanos, required, unspecified, uuid, word};
 
@@ -53,6 +54,35 @@ fn write_kind(command: &Command) -> Kind {
             generation: *generation,
             node: node.0,
         }),
+        Command::SetEff { by, generation, config_version, mode, at_unix_us } => {
+            Kind::SetEff(message::SetEff {
+                by: Some(write_proof(by)),
+                generation: *generation,
+                config_version: *config_version,
+                mode: write_mode(*mode),
+                at_unix_us: *at_unix_us,
+            })
+        }
+        Command::SetDial { dial, epoch, config_version, caller, reason, at_unix_us } => {
+            Kind::SetDial(message::SetDial {
+                dial: Some(write_dial(dial)),
+                epoch: Some((*epoch).into()),
+                config_version: *config_version,
+                caller: caller.clone(),
+                reason: reason.clone(),
+                at_unix_us: *at_unix_us,
+            })
+        }
+        Command::AcceptLoss { to, epoch, limit, caller, reason, at_unix_us } => {
+            Kind::AcceptLoss(message::AcceptLoss {
+                to: to.0,
+                epoch: Some((*epoch).into()),
+                limit: Some(write_limit(limit)),
+                caller: caller.clone(),
+                reason: reason.clone(),
+                at_unix_us: *at_unix_us,
+            })
+        }
         Command::SetMark { node, mark } => {
             Kind::SetMark(message::SetMark { node: node.0, mark: Some(write_mark(mark)) })
         }
@@ -165,6 +195,29 @@ pub(super) fn read(command: v1::Command) -> Result<Command, FieldError> {
             by: read_proof(c.by)?,
             generation: c.generation,
             node: NodeId(c.node),
+        },
+        Kind::SetEff(c) => Command::SetEff {
+            by: read_proof(c.by)?,
+            generation: c.generation,
+            config_version: c.config_version,
+            mode: read_mode(c.mode)?,
+            at_unix_us: c.at_unix_us,
+        },
+        Kind::SetDial(c) => Command::SetDial {
+            dial: read_dial(c.dial)?,
+            epoch: epoch("epoch", c.epoch)?,
+            config_version: c.config_version,
+            caller: c.caller,
+            reason: c.reason,
+            at_unix_us: c.at_unix_us,
+        },
+        Kind::AcceptLoss(c) => Command::AcceptLoss {
+            to: NodeId(c.to),
+            epoch: epoch("epoch", c.epoch)?,
+            limit: read_limit(required("limit", c.limit)?),
+            caller: c.caller,
+            reason: c.reason,
+            at_unix_us: c.at_unix_us,
         },
         Kind::SetMark(c) => Command::SetMark { node: NodeId(c.node), mark: read_mark(c.mark)? },
         Kind::ClearMark(c) => Command::ClearMark { by: read_proof(c.by)?, node: NodeId(c.node) },

@@ -5,6 +5,7 @@
 //! that would leave it with another state than its peers. It must not interpret what it carries.
 
 mod command;
+mod dial;
 mod outcome;
 mod parts;
 mod state;

@@ -10,6 +10,8 @@ use understudy_proto::v1::rejection::Kind as Why;
 use understudy_proto::{FieldError, parse_timeline, v1};
 use understudy_types::{NodeId, ProcessStart};
 
+use super::dial::{read_limit, read_loss, write_limit, write_loss};
+use super::parts::{read_mode, write_mode};
 use super::{epoch, nanos, required, unspecified, word};
 
 pub(super) fn write(outcome: &Outcome) -> v1::Outcome {
@@ -83,6 +85,14 @@ fn write_rejection(rejection: &Rejection) -> v1::Rejection {
         }
         Rejection::NoOperation => Why::NoOperation,
         Rejection::NoChange => Why::NoChange,
+        Rejection::BadDial(text) => {
+            message.text.clone_from(text);
+            Why::BadDial
+        }
+        Rejection::Mode(mode) => {
+            message.mode = write_mode(*mode);
+            Why::Mode
+        }
     };
     message.set_kind(kind);
     message
@@ -120,6 +130,8 @@ fn read_rejection(message: v1::Rejection) -> Result<Rejection, FieldError> {
         Why::Busy => Rejection::Busy(message.operation),
         Why::NoOperation => Rejection::NoOperation,
         Why::NoChange => Rejection::NoChange,
+        Why::BadDial => Rejection::BadDial(message.text),
+        Why::Mode => Rejection::Mode(read_mode(message.mode)?),
     })
 }
 
@@ -140,6 +152,16 @@ fn write_ineligible(why: &Ineligible) -> v1::Ineligible {
         Ineligible::LostWal => Kind::LostWal,
         Ineligible::IsHolder => Kind::IsHolder,
         Ineligible::NotReleased => Kind::NotReleased,
+        Ineligible::OverLimit(known) => {
+            message.known = Some(write_loss(known));
+            Kind::OverLimit
+        }
+        Ineligible::LossNotAccepted { known, accepted } => {
+            message.known = Some(write_loss(known));
+            message.accepted = Some(write_limit(accepted));
+            Kind::LossNotAccepted
+        }
+        Ineligible::NotByPolicy => Kind::NotByPolicy,
     };
     message.set_kind(kind);
     message
@@ -159,5 +181,11 @@ fn read_ineligible(message: v1::Ineligible) -> Result<Ineligible, FieldError> {
         Kind::LostWal => Ineligible::LostWal,
         Kind::IsHolder => Ineligible::IsHolder,
         Kind::NotReleased => Ineligible::NotReleased,
+        Kind::OverLimit => Ineligible::OverLimit(read_loss(message.known)?),
+        Kind::LossNotAccepted => Ineligible::LossNotAccepted {
+            known: read_loss(message.known)?,
+            accepted: read_limit(required("ineligible.accepted", message.accepted)?),
+        },
+        Kind::NotByPolicy => Ineligible::NotByPolicy,
     })
 }

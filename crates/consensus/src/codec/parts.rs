@@ -5,12 +5,13 @@
 use std::time::Duration;
 
 use understudy_core::state::{HolderProof, Mark, Member, PromoteCause, Published, ReleaseCause};
-use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor};
+use understudy_core::{ClusterConfig, OnSoleSurvivor};
 use understudy_proto::{FieldError, v1};
 use understudy_types::{
-    DurabilityMode, Exposure, Incarnation, Lsn, NodeId, NodeKind, ProcessStart,
+    DurabilityMode, Exposure, Incarnation, Lsn, NodeId, NodeKind, ProcessStart, Survival,
 };
 
+use super::dial::{read_on_passive_loss, write_on_passive_loss};
 use super::{epoch, nanos, required, unspecified, uuid, word};
 
 pub(super) fn write_proof(by: &HolderProof) -> v1::HolderProof {
@@ -82,10 +83,6 @@ pub(super) fn read_mode(mode: i32) -> Result<DurabilityMode, FieldError> {
 }
 
 pub(super) fn write_config(config: &ClusterConfig) -> v1::ClusterConfig {
-    let on_passive_loss = match config.on_passive_loss {
-        OnPassiveLoss::Stall => v1::OnPassiveLoss::Stall,
-        OnPassiveLoss::Degrade => v1::OnPassiveLoss::Degrade,
-    };
     let on_sole_survivor = match config.on_sole_survivor {
         OnSoleSurvivor::Open => v1::OnSoleSurvivor::Open,
         OnSoleSurvivor::Stall => v1::OnSoleSurvivor::Stall,
@@ -93,19 +90,16 @@ pub(super) fn write_config(config: &ClusterConfig) -> v1::ClusterConfig {
     v1::ClusterConfig {
         mode: write_mode(config.mode),
         rpo_ns: nanos(config.rpo),
-        on_passive_loss: on_passive_loss.into(),
+        on_passive_loss: write_on_passive_loss(config.on_passive_loss),
         degrade_after_ns: nanos(config.degrade_after),
         on_sole_survivor: on_sole_survivor.into(),
+        promote_without_lease_wait: config.promote_without_lease_wait,
     }
 }
 
 pub(super) fn read_config(config: Option<v1::ClusterConfig>) -> Result<ClusterConfig, FieldError> {
     let config = required("config", config)?;
-    let on_passive_loss = match word("on_passive_loss", config.on_passive_loss)? {
-        v1::OnPassiveLoss::Stall => OnPassiveLoss::Stall,
-        v1::OnPassiveLoss::Degrade => OnPassiveLoss::Degrade,
-        v1::OnPassiveLoss::Unspecified => return Err(unspecified("on_passive_loss")),
-    };
+    let on_passive_loss = read_on_passive_loss(config.on_passive_loss)?;
     let on_sole_survivor = match word("on_sole_survivor", config.on_sole_survivor)? {
         v1::OnSoleSurvivor::Open => OnSoleSurvivor::Open,
         v1::OnSoleSurvivor::Stall => OnSoleSurvivor::Stall,
@@ -117,6 +111,7 @@ pub(super) fn read_config(config: Option<v1::ClusterConfig>) -> Result<ClusterCo
         on_passive_loss,
         degrade_after: Duration::from_nanos(config.degrade_after_ns),
         on_sole_survivor,
+        promote_without_lease_wait: config.promote_without_lease_wait,
     })
 }
 
@@ -129,6 +124,10 @@ pub(super) fn write_published(published: &Published) -> v1::Published {
         exposure_ns: nanos(published.exposure.time),
         exposure_bytes: published.exposure.lost_wal_bytes,
         durable: published.durable.iter().map(durable).collect(),
+        survives: published.survives.map(|survives| v1::published::Survival {
+            lsn: survives.lsn.0,
+            oldest_age_ns: nanos(survives.oldest_age),
+        }),
     }
 }
 
@@ -142,6 +141,10 @@ pub(super) fn read_published(published: v1::Published) -> Published {
             lost_wal_bytes: published.exposure_bytes,
         },
         durable: published.durable.into_iter().map(durable).collect(),
+        survives: published.survives.map(|survives| Survival {
+            lsn: Lsn(survives.lsn),
+            oldest_age: Duration::from_nanos(survives.oldest_age_ns),
+        }),
     }
 }
 
@@ -185,6 +188,7 @@ pub(super) fn write_promote_cause(cause: PromoteCause) -> i32 {
         PromoteCause::LeaseOver => v1::PromoteCause::LeaseOver,
         PromoteCause::Released => v1::PromoteCause::Released,
         PromoteCause::Supersede => v1::PromoteCause::Supersede,
+        PromoteCause::Sealed => v1::PromoteCause::Sealed,
     }
     .into()
 }
@@ -195,6 +199,7 @@ pub(super) fn read_promote_cause(cause: i32) -> Result<PromoteCause, FieldError>
         v1::PromoteCause::LeaseOver => Ok(PromoteCause::LeaseOver),
         v1::PromoteCause::Released => Ok(PromoteCause::Released),
         v1::PromoteCause::Supersede => Ok(PromoteCause::Supersede),
+        v1::PromoteCause::Sealed => Ok(PromoteCause::Sealed),
         v1::PromoteCause::Unspecified => Err(unspecified("promote cause")),
     }
 }

@@ -13,6 +13,7 @@ use understudy_proto::v1::cluster_state as message;
 use understudy_proto::{FieldError, parse_timeline, v1};
 use understudy_types::{ClusterId, Epoch, Lsn, NodeId, ProcessStart, PromotionId, SystemId};
 
+use super::dial::{read_limit, read_loss, write_limit, write_loss};
 use super::parts::{
     read_config, read_mark, read_member, read_mode, read_promote_cause, read_published,
     read_release, write_config, write_mark, write_member, write_mode, write_promote_cause,
@@ -47,10 +48,11 @@ pub(super) fn write(state: &ClusterState) -> v1::ClusterState {
             until_unix_us: pause.until_unix_us,
             operation: pause.operation,
         }),
-        order: state
-            .order
-            .as_ref()
-            .map(|order| message::FailoverOrder { operation: order.operation, to: order.to.0 }),
+        order: state.order.as_ref().map(|order| message::FailoverOrder {
+            operation: order.operation,
+            to: order.to.0,
+            accepts: order.accepts.as_ref().map(write_limit),
+        }),
         operations: operations.collect(),
         switchover: state.switchover.as_ref().map(switchover::write_state),
     }
@@ -76,9 +78,11 @@ pub(super) fn read(state: v1::ClusterState) -> Result<ClusterState, FieldError> 
         pause: state
             .pause
             .map(|pause| Pause { until_unix_us: pause.until_unix_us, operation: pause.operation }),
-        order: state
-            .order
-            .map(|order| FailoverOrder { operation: order.operation, to: NodeId(order.to) }),
+        order: state.order.map(|order| FailoverOrder {
+            operation: order.operation,
+            to: NodeId(order.to),
+            accepts: order.accepts.map(read_limit),
+        }),
         operations: state.operations.into_iter().map(read_operation).collect::<Result<_, _>>()?,
         switchover: state.switchover.map(switchover::read_state).transpose()?,
     })
@@ -107,6 +111,7 @@ fn write_phase(phase: &Phase) -> message::Phase {
             timeline: promoting.timeline.get(),
             cause: write_promote_cause(promoting.cause),
             resumes: promoting.resumes,
+            loss: Some(write_loss(&promoting.loss)),
         }),
         handover: handover.map(switchover::write_phase),
     }
@@ -128,6 +133,7 @@ fn read_phase(phase: message::Phase) -> Result<Phase, FieldError> {
                 timeline: parse_timeline("phase.timeline", promoting.timeline)?,
                 cause: read_promote_cause(promoting.cause)?,
                 resumes: promoting.resumes,
+                loss: read_loss(promoting.loss)?,
             }))
         }
         v1::PhaseKind::Unspecified => Err(unspecified("phase.kind")),
@@ -186,6 +192,7 @@ fn write_granted(epoch: Epoch, granted: &Granted) -> message::Granted {
         timeline: granted.timeline.get(),
         fork_lsn: granted.fork_lsn.map(|lsn| lsn.0),
         parent: granted.parent.map(Into::into),
+        loss: Some(write_loss(&granted.loss)),
     }
 }
 
@@ -198,6 +205,7 @@ fn read_granted(granted: message::Granted) -> Result<(Epoch, Granted), FieldErro
             timeline: parse_timeline("lineage.timeline", granted.timeline)?,
             fork_lsn: granted.fork_lsn.map(Lsn),
             parent: granted.parent.map(Into::into),
+            loss: read_loss(granted.loss)?,
         },
     ))
 }
@@ -209,6 +217,8 @@ fn write_operation(id: u64, operation: &Operation) -> message::OrderedOperation 
         OperationKind::Switchover => Verb::Switchover,
         OperationKind::Pause => Verb::Pause,
         OperationKind::Resume => Verb::Resume,
+        OperationKind::SetDial => Verb::SetDial,
+        OperationKind::AcceptLoss => Verb::AcceptLoss,
     };
     let (status, failure) = match &operation.status {
         OperationStatus::Running => (Status::Running, String::new()),
@@ -224,6 +234,7 @@ fn write_operation(id: u64, operation: &Operation) -> message::OrderedOperation 
         failure,
         started_unix_us: operation.started_unix_us,
         ended_unix_us: operation.ended_unix_us,
+        what: operation.what.clone(),
     }
 }
 
@@ -234,6 +245,8 @@ fn read_operation(operation: message::OrderedOperation) -> Result<(u64, Operatio
         Verb::Switchover => OperationKind::Switchover,
         Verb::Pause => OperationKind::Pause,
         Verb::Resume => OperationKind::Resume,
+        Verb::SetDial => OperationKind::SetDial,
+        Verb::AcceptLoss => OperationKind::AcceptLoss,
         Verb::Unspecified => return Err(unspecified("operation.verb")),
     };
     let status = match word("operation.status", operation.status)? {
@@ -248,6 +261,7 @@ fn read_operation(operation: message::OrderedOperation) -> Result<(u64, Operatio
             kind,
             caller: operation.caller,
             reason: operation.reason,
+            what: operation.what,
             status,
             started_unix_us: operation.started_unix_us,
             ended_unix_us: operation.ended_unix_us,

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::state::{
-    Durability, Expect, FailoverOrder, Granted, Handover, Holder, HolderProof, Identity,
-    Ineligible, Mark, Member, Operation, OperationKind, OperationStatus, Pause, Phase, PhaseKey,
-    PromoteCause, Promoting, Published, Rejection, ReleaseCause, Switchover,
+    Dial, Durability, Expect, FailoverOrder, Granted, Handover, Holder, HolderProof, Identity,
+    Ineligible, LossBound, LossLimit, Mark, Member, Operation, OperationKind, OperationStatus,
+    Pause, Phase, PhaseKey, PromoteCause, Promoting, Published, Rejection, ReleaseCause,
+    Switchover,
 };
 use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor};
 use understudy_types::{
     ClusterId, DurabilityMode, Epoch, Exposure, Incarnation, Lsn, NodeId, NodeKind, ProcessStart,
-    PromotionId, SystemId, Timeline,
+    PromotionId, Survival, SystemId, Timeline,
 };
 
 use super::*;
@@ -42,6 +43,7 @@ fn published() -> Published {
         credit: Lsn(1 << 40),
         exposure: Exposure { time: Duration::from_nanos(1_000_000_001), lost_wal_bytes: 3 },
         durable: BTreeMap::from([(NodeId(1), Lsn(5)), (NodeId(3), Lsn::ZERO)]),
+        survives: Some(Survival { lsn: Lsn(4), oldest_age: Duration::from_nanos(7) }),
     }
 }
 
@@ -52,11 +54,29 @@ fn configs() -> Vec<ClusterConfig> {
         on_passive_loss,
         degrade_after: Duration::ZERO,
         on_sole_survivor,
+        promote_without_lease_wait: mode == DurabilityMode::Zero,
     };
     vec![
         config(DurabilityMode::Zero, OnPassiveLoss::Stall, OnSoleSurvivor::Open),
         config(DurabilityMode::Bounded, OnPassiveLoss::Degrade, OnSoleSurvivor::Stall),
         config(DurabilityMode::BestEffort, OnPassiveLoss::Stall, OnSoleSurvivor::Open),
+    ]
+}
+
+fn limits() -> [LossLimit; 3] {
+    let span = Duration::from_nanos(3_000_000_001);
+    [
+        LossLimit { age_max: None, bytes_max: None },
+        LossLimit { age_max: Some(span), bytes_max: Some(0) },
+        LossLimit { age_max: Some(Duration::ZERO), bytes_max: None },
+    ]
+}
+
+fn losses() -> [LossBound; 2] {
+    let span = Duration::from_nanos(3_000_000_001);
+    [
+        LossBound { time_max: Some(span), wal_bytes_min: u64::MAX },
+        LossBound { time_max: None, wal_bytes_min: 0 },
     ]
 }
 
@@ -72,6 +92,7 @@ fn promotes() -> Vec<Command> {
         PromoteCause::LeaseOver,
         PromoteCause::Released,
         PromoteCause::Supersede,
+        PromoteCause::Sealed,
     ];
     let positions = [(None, None), (Some(Lsn::ZERO), Some(SystemId(u64::MAX)))];
     let mut commands = Vec::new();
@@ -113,6 +134,13 @@ fn holder_commands() -> Vec<Command> {
         Command::Handover { by: BY, operation: 0 },
         Command::Handover { by: BY, operation: u64::MAX },
         Command::Undo { by: BY, operation: 7, why: "zu spät".to_owned(), at_unix_us: -1 },
+        Command::SetEff {
+            by: BY,
+            generation: 3,
+            config_version: 4,
+            mode: DurabilityMode::BestEffort,
+            at_unix_us: -7,
+        },
     ]
 }
 
@@ -154,7 +182,27 @@ fn commands() -> Vec<Command> {
         Command::Resume { caller: None, reason: String::new(), at_unix_us: 1 },
         Command::Resume { caller: Some(String::new()), reason, at_unix_us: 1 },
     ];
+    for limit in limits() {
+        let (caller, reason) = (String::new(), "storm".to_owned());
+        let to = NodeId(1);
+        commands.push(Command::AcceptLoss {
+            to,
+            epoch: EPOCH,
+            limit,
+            caller,
+            reason,
+            at_unix_us: 2,
+        });
+    }
     for config in configs() {
+        commands.push(Command::SetDial {
+            dial: Dial::of(&config),
+            epoch: EPOCH,
+            config_version: 9,
+            caller: "c".to_owned(),
+            reason: String::new(),
+            at_unix_us: 3,
+        });
         commands.push(Command::Found {
             cluster: ClusterId(Uuid::from_u128(1)),
             // A command's list keeps its own order.
@@ -192,6 +240,8 @@ fn rejections() -> Vec<Rejection> {
         Rejection::Busy(12),
         Rejection::NoOperation,
         Rejection::NoChange,
+        Rejection::BadDial("too low".to_owned()),
+        Rejection::Mode(DurabilityMode::Zero),
     ];
     for why in [
         Ineligible::Marked("dirty".to_owned()),
@@ -201,6 +251,9 @@ fn rejections() -> Vec<Rejection> {
         Ineligible::LostWal,
         Ineligible::IsHolder,
         Ineligible::NotReleased,
+        Ineligible::NotByPolicy,
+        Ineligible::OverLimit(losses()[0]),
+        Ineligible::LossNotAccepted { known: losses()[1], accepted: limits()[1] },
     ] {
         rejections.push(Rejection::NotEligible { node: NodeId(1), why });
     }
@@ -213,8 +266,12 @@ fn operations() -> BTreeMap<u64, Operation> {
         OperationKind::Pause,
         OperationKind::Resume,
         OperationKind::Switchover,
+        OperationKind::SetDial,
+        OperationKind::AcceptLoss,
     ];
     let statuses = [
+        (OperationStatus::Running, None),
+        (OperationStatus::Done, Some(1)),
         (OperationStatus::Running, None),
         (OperationStatus::Done, Some(0)),
         (OperationStatus::Failed("it was \u{1f4a5}".to_owned()), Some(i64::MAX)),
@@ -222,7 +279,9 @@ fn operations() -> BTreeMap<u64, Operation> {
     ];
     let operation = |(id, (kind, (status, ended_unix_us)))| {
         let (caller, reason) = ("c".to_owned(), "r".to_owned());
-        (id, Operation { kind, caller, reason, status, started_unix_us: -5, ended_unix_us })
+        let what = (id % 2 == 0).then(|| "zero".to_owned());
+        let started_unix_us = -5;
+        (id, Operation { kind, caller, reason, what, status, started_unix_us, ended_unix_us })
     };
     (1..).zip(kinds.into_iter().zip(statuses)).map(operation).collect()
 }
@@ -235,6 +294,7 @@ fn full() -> ClusterState {
         timeline: timeline(n),
         fork_lsn,
         parent,
+        loss: losses()[n as usize % 2],
     };
     let first = Epoch { incarnation: 0, number: 1 };
     ClusterState {
@@ -276,7 +336,7 @@ fn full() -> ClusterState {
             (NodeId(3), Mark::Suspect("fork".to_owned())),
         ]),
         pause: Some(Pause { until_unix_us: 5, operation: 6 }),
-        order: Some(FailoverOrder { operation: 5, to: NodeId(2) }),
+        order: Some(FailoverOrder { operation: 5, to: NodeId(2), accepts: Some(limits()[1]) }),
         switchover: Some(Switchover {
             operation: 6,
             to: NodeId(1),
@@ -295,6 +355,7 @@ fn states() -> Vec<ClusterState> {
         timeline: timeline(9),
         cause: PromoteCause::Supersede,
         resumes: true,
+        loss: losses()[0],
     });
     let mut bare_holder = full();
     bare_holder.holder =

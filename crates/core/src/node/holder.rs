@@ -64,13 +64,15 @@ pub(super) struct HolderStage {
     epoch: Epoch,
     step: Step,
     /// Own flushed end when the server was taken: everything that may ever have been acknowledged.
-    floor: Lsn,
+    pub(super) floor: Lsn,
     /// Waited for although not recorded yet: strengthen first.
     pending_adds: BTreeSet<NodeId>,
     /// The permit that first contained them.
     added_by: BTreeMap<NodeId, PermitSerial>,
     /// Joins whose outcome is unknown, with their generation.
     proposed_adds: BTreeMap<NodeId, u64>,
+    /// How the gate was made to wait as a stricter mode demands, before that is recorded.
+    pub(super) strengthening: Option<super::dial::Strengthening>,
     last_attached: BTreeMap<NodeId, BootInstant>,
     restarts: Vec<BootInstant>,
     /// The switchover that is being carried out.
@@ -94,6 +96,7 @@ impl HolderStage {
             pending_adds: BTreeSet::new(),
             added_by: BTreeMap::new(),
             proposed_adds: BTreeMap::new(),
+            strengthening: None,
             last_attached: BTreeMap::new(),
             restarts: Vec::new(),
             switching: None,
@@ -232,6 +235,7 @@ impl Core {
         }
         if self.stage().has_server() {
             self.change_sync_set(now);
+            self.change_mode(now);
             self.publish_permit();
         } else if self.stage().hands_over() {
             // The stop waits until the gate has let everything pass.
@@ -288,6 +292,7 @@ impl Core {
         if let Some(source) = &self.source {
             published.flush_lsn = source.flush_lsn;
             published.exposure = source.exposure;
+            published.survives = source.survives;
             for receiver in &source.receivers {
                 let durable = published.durable.entry(receiver.node).or_default();
                 *durable = (*durable).max(receiver.durable_lsn);
@@ -485,8 +490,11 @@ impl Core {
             return; // publish_permit hands out the widened permit; its being in force comes back
         }
         let added_by = self.stage().added_by.get(&node).copied();
-        let waits = added_by.is_some_and(|serial| self.permit_in_force >= serial)
-            || SeededBug::JoinBeforeWait.is_on();
+        // The positions too must have been read under that permit: what an earlier one released since
+        // they were read would be missing in them (mistake 16).
+        let waits = added_by.is_some_and(|serial| {
+            self.permit_in_force >= serial && source.permit.is_some_and(|read| read >= serial)
+        }) || SeededBug::JoinBeforeWait.is_on();
         if waits && self.caught_up(source, &receiver) {
             self.propose_add(now, generation, node, receiver.durable_lsn);
         }
@@ -532,7 +540,7 @@ impl Core {
     }
 
     /// The stricter of what is in force and what is wanted.
-    fn mode_in_force(&self) -> DurabilityMode {
+    pub(super) fn mode_in_force(&self) -> DurabilityMode {
         self.state.durability.mode.max(self.state.config.mode)
     }
 

@@ -121,6 +121,7 @@ impl Core {
         let released = holder.released.is_some();
         if !released && !self.challenger.is_over(now) {
             self.leader.lost_since = None;
+            self.promote_on_seal(now, holder.node);
             return;
         }
         let lost_since = *self.leader.lost_since.get_or_insert(now);
@@ -155,7 +156,7 @@ impl Core {
         }
     }
 
-    fn grant_next(&mut self, now: BootInstant, found: Candidacy, cause: PromoteCause) {
+    pub(super) fn grant_next(&mut self, now: BootInstant, found: Candidacy, cause: PromoteCause) {
         let high = self.state.timeline_high;
         let timeline = high.map_or(Timeline::FIRST, Timeline::next);
         self.grant(now, found.node, timeline, cause, Some(found.durable_lsn), None);

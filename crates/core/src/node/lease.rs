@@ -96,6 +96,8 @@ impl HolderLease {
 pub struct ChallengerClock {
     /// The epoch, the renewal and whether somebody was active, as they were seen last.
     pub seen: Option<(Epoch, u64, bool)>,
+    /// When that was seen first.
+    pub seen_at: BootInstant,
     /// When the longest lease that was seen to run is over.
     pub over_at: BootInstant,
 }
@@ -108,6 +110,7 @@ impl ChallengerClock {
         let key = (state.epoch, holder.seq, state.active().is_some());
         if self.seen != Some(key) {
             self.seen = Some(key);
+            self.seen_at = now;
             let from_configuration = SeededBug::TtlFromConfiguration.is_on();
             let ttl = if from_configuration { timing.ttl } else { holder.ttl.max(timing.ttl) };
             self.over_at = self.over_at.max(now + timing.challenger_span(ttl));
@@ -117,6 +120,11 @@ impl ChallengerClock {
     /// The lease of the present epoch is over as far as this node's clock can tell.
     pub fn is_over(&self, now: BootInstant) -> bool {
         self.seen.is_some() && now >= self.over_at
+    }
+
+    /// For how long nothing has prolonged it, as far as this node has applied.
+    pub(crate) fn quiet_for(&self, now: BootInstant) -> Option<Duration> {
+        self.seen.map(|_| now.since(self.seen_at))
     }
 
     /// When it will be, unless it is renewed.

@@ -9,6 +9,8 @@
 //! the release.
 
 mod candidate;
+mod dial;
+mod fast;
 mod guard;
 mod holder;
 mod leader;
@@ -79,6 +81,8 @@ pub enum Slot {
     SyncAdd(NodeId),
     /// A node leaves them.
     SyncRemove(NodeId),
+    /// The mode that is wanted comes in force.
+    SetEff,
     /// A grant.
     Promote,
     /// The candidate's report.
@@ -468,7 +472,7 @@ impl Core {
         };
         Standing {
             word,
-            trouble: self.trouble.clone(),
+            trouble: self.trouble.clone().or_else(|| self.mode_trouble().filter(|_| serving)),
             promotable,
             resumable: self.resumable(),
             serving,
@@ -536,6 +540,7 @@ impl Core {
             }
             Command::SyncAdd { node, .. } => drop(self.pending.remove(&Slot::SyncAdd(*node))),
             Command::SyncRemove { node, .. } => drop(self.pending.remove(&Slot::SyncRemove(*node))),
+            Command::SetEff { .. } => drop(self.pending.remove(&Slot::SetEff)),
             Command::Promote { .. } => drop(self.pending.remove(&Slot::Promote)),
             Command::Promoted { .. } => drop(self.pending.remove(&Slot::Promoted)),
             Command::Release { .. } => drop(self.pending.remove(&Slot::Release)),
@@ -552,6 +557,8 @@ impl Core {
             | Command::Found { .. }
             | Command::OrderFailover { .. }
             | Command::OrderSwitchover { .. }
+            | Command::SetDial { .. }
+            | Command::AcceptLoss { .. }
             | Command::Pause { .. } => {}
         }
     }

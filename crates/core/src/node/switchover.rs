@@ -160,7 +160,7 @@ impl Core {
     /// What keeps the candidate from taking over quickly, in words.
     fn candidate_lacks(&self, now: BootInstant, to: NodeId) -> Option<String> {
         let name = self.state.name_of(to);
-        if let Err(why) = self.state.check_data(to, Some(Lsn::MAX)) {
+        if let Err(why) = self.state.check_successor(to) {
             return Some(format!("{name} may not be promoted: {why}"));
         }
         let Some(source) = &self.source else {
@@ -220,7 +220,7 @@ impl Core {
             self.abandon(format!("the pause budget of {:?} was over while {doing}", order.budget));
             return;
         }
-        if let Err(why) = self.state.check_data(switching.to, Some(Lsn::MAX)) {
+        if let Err(why) = self.state.check_successor(switching.to) {
             self.abandon(format!("{name} may not be promoted any more: {why}"));
             return;
         }

@@ -13,12 +13,12 @@ use understudy_types::{
 use super::switchover::Order;
 use super::{
     ClusterState, Command, Durability, Expect, FailoverOrder, Granted, Holder, HolderProof,
-    Identity, Ineligible, Mark, Member, OPERATIONS_KEPT, Operation, OperationKind, OperationStatus,
-    Outcome, Pause, Phase, PromoteCause, Promoting, Published, Rejection,
+    Identity, Ineligible, LossBound, Mark, Member, OPERATIONS_KEPT, Operation, OperationKind,
+    OperationStatus, Outcome, Pause, Phase, PromoteCause, Promoting, Published, Rejection,
 };
 use crate::{ClusterConfig, OnSoleSurvivor};
 
-type Applied = Result<Option<u64>, Rejection>;
+pub(super) type Applied = Result<Option<u64>, Rejection>;
 
 impl ClusterState {
     /// Applies the entry at `index`. The state changes if and only if the outcome is *Accepted*.
@@ -52,6 +52,11 @@ impl ClusterState {
             Command::SyncRemove { by, generation, node } => {
                 self.sync_remove(by, *generation, *node)
             }
+            Command::SetEff { by, generation, config_version, mode, at_unix_us } => {
+                self.set_eff(by, *generation, *config_version, *mode, *at_unix_us)
+            }
+            Command::SetDial { .. } => self.set_dial(index, command),
+            Command::AcceptLoss { .. } => self.accept_loss(index, command),
             Command::SetMark { node, mark } => self.set_mark(*node, mark),
             Command::ClearMark { by, node } => {
                 self.check_holder(by)?;
@@ -63,7 +68,7 @@ impl ClusterState {
                 self.order_failover(*to, *epoch)?;
                 let kind = OperationKind::Failover;
                 self.begin(index, kind, caller, reason, *at_unix_us, OperationStatus::Running);
-                self.order = Some(FailoverOrder { operation: index, to: *to });
+                self.order = Some(FailoverOrder { operation: index, to: *to, accepts: None });
                 Ok(Some(index))
             }
             Command::OrderSwitchover { to, epoch, budget, caller, reason, at_unix_us } => {
@@ -142,7 +147,8 @@ impl ClusterState {
         published: &Published,
     ) -> Applied {
         self.check_epoch(by.epoch)?;
-        let order_pending = self.order.is_some();
+        // Once the next epoch is granted the order has done that: who was granted it renews.
+        let order_pending = self.order.is_some() && self.phase == Phase::Running;
         let holder = self.holder.as_mut().ok_or(Rejection::NotHolder(by.node))?;
         if holder.node != by.node {
             return Err(Rejection::NotHolder(by.node));
@@ -182,7 +188,8 @@ impl ClusterState {
         self.durability.waited.insert(node);
         self.durability.eligible.insert(node);
         self.durability.lifted = false;
-        self.durability.mode = self.config.mode;
+        // The mode stays: what was waited for by this join was the mode in force or a stricter one,
+        // and the configuration may have changed since (mistake 16). `SetEff` changes it.
         self.durability.generation += 1;
         // From now on it answers for this position: a promotion of it with less is refused, also
         // before the next renewal publishes where it stands.
@@ -241,7 +248,15 @@ impl ClusterState {
         let resumes = self.last_granted().is_some_and(|(_, granted)| granted.node == *to);
         self.check_cause(*cause, *to, resumes, *durable_lsn)?;
         self.check_timeline(*timeline, resumes)?;
+        let loss = match durable_lsn {
+            Some(durable) if !resumes => self.loss_bound(*to, *durable),
+            Some(_) | None => LossBound::NONE,
+        };
         self.adopt_system_id(*cause, *system_id)?;
+        // An acceptance is used up by the grant.
+        if let Some(order) = &mut self.order {
+            order.accepts = None;
+        }
         self.epoch = *epoch;
         self.timeline_high = self.timeline_high.max(Some(*timeline));
         // What was published last stays until the new holder renews: a supersession is judged by it.
@@ -261,6 +276,7 @@ impl ClusterState {
             timeline: *timeline,
             cause: *cause,
             resumes,
+            loss,
         });
         Ok(None)
     }
@@ -284,6 +300,13 @@ impl ClusterState {
                 self.check_held()?;
                 if self.holder.as_ref().is_none_or(|holder| holder.released.is_none()) {
                     return Err(Rejection::NotEligible { node: to, why: Ineligible::NotReleased });
+                }
+            }
+            // A sealed passive acknowledges nothing more, and in `zero` the gate waits for all of them.
+            PromoteCause::Sealed => {
+                self.check_running()?;
+                if !self.promotes_on_seal(to) {
+                    return Err(Rejection::NotEligible { node: to, why: Ineligible::NotByPolicy });
                 }
             }
             // Until Promoted is accepted the new epoch has acknowledged nothing, so it may be
@@ -314,6 +337,9 @@ impl ClusterState {
     /// # Errors
     /// Why not.
     pub fn check_data(&self, to: NodeId, durable_lsn: Option<Lsn>) -> Result<(), Ineligible> {
+        if let Some(limit) = self.accepted_loss(to) {
+            return self.check_accepted(to, durable_lsn.unwrap_or(Lsn::ZERO), &limit);
+        }
         if let Some(mark) = self.marks.get(&to) {
             return Err(Ineligible::Marked(mark.to_string()));
         }
@@ -333,11 +359,22 @@ impl ClusterState {
         if durable_lsn.is_none_or(|durable| durable < known) {
             return Err(Ineligible::LostWal);
         }
-        if self.durability.mode == DurabilityMode::Bounded {
-            let ttl = self.holder.as_ref().map(|holder| holder.ttl).unwrap_or_default();
-            let exposure = published.exposure.time + ttl;
-            if exposure > self.config.rpo {
-                return Err(Ineligible::OverCeiling { exposure, ceiling: self.config.rpo });
+        let ceiling = self.config.rpo;
+        match self.durability.mode {
+            DurabilityMode::Zero => {}
+            DurabilityMode::Bounded => {
+                let ttl = self.holder.as_ref().map(|holder| holder.ttl).unwrap_or_default();
+                let exposure = published.exposure.time + ttl;
+                if exposure > ceiling {
+                    return Err(Ineligible::OverCeiling { exposure, ceiling });
+                }
+            }
+            // No ceiling kept the gate within it, so only what can be missing at most counts.
+            DurabilityMode::BestEffort => {
+                let loss = self.loss_bound(to, durable_lsn.unwrap_or(known));
+                if loss.time_max.is_none_or(|time| time > ceiling) {
+                    return Err(Ineligible::OverLimit(loss));
+                }
             }
         }
         Ok(())
@@ -383,6 +420,7 @@ impl ClusterState {
         let cause = promoting.cause;
         let parent = self.last_granted().map(|(epoch, _)| epoch);
         // Whoever resumes writes on in its own history: same promotion identity, no fork.
+        let loss = promoting.loss;
         let promotion = match (promoting.resumes, parent) {
             (true, Some(parent)) => self.lineage[&parent].promotion,
             _ => *promotion,
@@ -394,10 +432,13 @@ impl ClusterState {
             }
             _ => (*fork_lsn, parent),
         };
-        let granted = Granted { node: *node, promotion, timeline: *timeline, fork_lsn, parent };
+        let granted =
+            Granted { node: *node, promotion, timeline: *timeline, fork_lsn, parent, loss };
         self.lineage.insert(*epoch, granted);
         self.phase = Phase::Running;
         self.durability = self.durability_alone();
+        // In the new epoch nothing has been acknowledged yet, so what is wanted is in force.
+        self.end_dial_changes(OperationStatus::Done, *at_unix_us);
         if let Some(order) = self.order.take() {
             let status = if order.to == *node {
                 OperationStatus::Done
@@ -453,6 +494,7 @@ impl ClusterState {
             kind,
             caller: caller.to_owned(),
             reason: reason.to_owned(),
+            what: None,
             status,
             started_unix_us: at_unix_us,
             ended_unix_us: None,
@@ -496,7 +538,7 @@ impl ClusterState {
         if expected == current { Ok(()) } else { Err(Rejection::Seq { expected, current }) }
     }
 
-    fn check_generation(&self, expected: u64) -> Result<(), Rejection> {
+    pub(super) fn check_generation(&self, expected: u64) -> Result<(), Rejection> {
         let current = self.durability.generation;
         if expected == current { Ok(()) } else { Err(Rejection::Generation { expected, current }) }
     }
@@ -524,11 +566,16 @@ impl ClusterState {
             self.check_seq(expect.seq)?;
         }
         self.check_generation(expect.generation)?;
+        self.check_config_version(expect.config_version)
+    }
+
+    pub(super) fn check_config_version(&self, expected: u64) -> Result<(), Rejection> {
         let current = self.config_version;
-        if expect.config_version != current {
-            return Err(Rejection::ConfigVersion { expected: expect.config_version, current });
+        if expected == current {
+            Ok(())
+        } else {
+            Err(Rejection::ConfigVersion { expected, current })
         }
-        Ok(())
     }
 
     /// The holder of the epoch speaks, from the process that renewed last, and has not released.

@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use understudy_types::{
-    ClusterId, Epoch, Lsn, NodeId, ProcessStart, PromotionId, SystemId, Timeline,
+    ClusterId, DurabilityMode, Epoch, Lsn, NodeId, ProcessStart, PromotionId, SystemId, Timeline,
 };
 
-use super::{Mark, Member, OperationKind, Published};
+use super::{Dial, LossBound, LossLimit, Mark, Member, OperationKind, Published};
 use crate::ClusterConfig;
 
 /// What the proposer of a change of holder believed; compared field by field at apply.
@@ -61,6 +61,9 @@ pub enum PromoteCause {
     Released,
     /// A promotion before it did not get done.
     Supersede,
+    /// In `zero`, by policy: the holder is silent, and the candidate's seal keeps it from
+    /// acknowledging anything, whatever is left of its lease.
+    Sealed,
 }
 
 /// Why a holder gave its lease back.
@@ -125,6 +128,50 @@ pub enum Command {
         generation: u64,
         /// Who is removed.
         node: NodeId,
+    },
+    /// The mode that the configuration wants is in force. A strengthening is proposed only once the
+    /// gate waits as it demands and everything ever acknowledged is where it has to be.
+    SetEff {
+        /// The holder.
+        by: HolderProof,
+        /// The generation it is meant for.
+        generation: u64,
+        /// The configuration it is meant for: once that has changed, it has no effect any more.
+        config_version: u64,
+        /// The mode.
+        mode: DurabilityMode,
+        /// Wall-clock microseconds, for the record.
+        at_unix_us: i64,
+    },
+    /// An operator turns the dial: this is what is wanted from now on.
+    SetDial {
+        /// All of it.
+        dial: Dial,
+        /// Refused in another epoch.
+        epoch: Epoch,
+        /// Refused when the configuration has changed since the operator looked.
+        config_version: u64,
+        /// Who.
+        caller: String,
+        /// Why.
+        reason: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
+    /// An operator's failover to a node that lacks what was acknowledged, up to a stated loss.
+    AcceptLoss {
+        /// To whom.
+        to: NodeId,
+        /// Valid in this epoch only.
+        epoch: Epoch,
+        /// How much.
+        limit: LossLimit,
+        /// Who.
+        caller: String,
+        /// Why.
+        reason: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
     },
     /// Keeps a node from being promoted.
     SetMark {
@@ -261,6 +308,9 @@ impl Command {
             Command::Release { .. } => "release",
             Command::SyncAdd { .. } => "sync-add",
             Command::SyncRemove { .. } => "sync-remove",
+            Command::SetEff { .. } => "set-eff",
+            Command::SetDial { .. } => "set-dial",
+            Command::AcceptLoss { .. } => "accept-loss",
             Command::SetMark { .. } => "set-mark",
             Command::ClearMark { .. } => "clear-mark",
             Command::Promote { .. } => "promote",
@@ -386,6 +436,12 @@ pub enum Rejection {
     /// Nothing would change.
     #[error("nothing would change")]
     NoChange,
+    /// A dial that cannot be set; the words say which value and what would be right.
+    #[error("the dial cannot be set so: {0}")]
+    BadDial(String),
+    /// Not the mode that is wanted.
+    #[error("the mode that is wanted is {0}")]
+    Mode(DurabilityMode),
 }
 
 /// Why a node may not be promoted (the data side of ELIGIBLE in docs/safety.md).
@@ -410,6 +466,22 @@ pub enum Ineligible {
         /// R.
         ceiling: Duration,
     },
+    /// In `best-effort`: what may be missing there exceeds the limit for going on without a person.
+    #[error("with it {0} would be lost, more than the limit for going on without a person")]
+    OverLimit(LossBound),
+    /// More would be lost than the operator accepts.
+    #[error("with it {known} would be lost, but only {accepted} is accepted")]
+    LossNotAccepted {
+        /// What is known to be missing.
+        known: LossBound,
+        /// What the operator stated.
+        accepted: LossLimit,
+    },
+    /// By the policy for `zero`, a seal is enough only while `zero` is in force.
+    #[error(
+        "the policy to promote without waiting for the lease is not on, or not zero is in force"
+    )]
+    NotByPolicy,
     /// It has less than it once said that it had.
     #[error("its journal ends before the position that was known to be durable there")]
     LostWal,
@@ -429,6 +501,8 @@ impl OperationKind {
             OperationKind::Switchover => "switchover",
             OperationKind::Pause => "pause",
             OperationKind::Resume => "resume",
+            OperationKind::SetDial => "rpo",
+            OperationKind::AcceptLoss => "accept-loss",
         }
     }
 }

@@ -5,6 +5,8 @@
 
 mod apply;
 mod command;
+mod dial;
+mod loss;
 mod switchover;
 #[cfg(test)]
 mod tests;
@@ -14,8 +16,11 @@ use std::time::Duration;
 
 use understudy_types::{
     ClusterId, DurabilityMode, Epoch, Exposure, Incarnation, Lineage, Lsn, NodeId, NodeKind,
-    NodeName, ProcessStart, PromotionId, SiteName, SystemId, Timeline,
+    NodeName, ProcessStart, PromotionId, SiteName, Survival, SystemId, Timeline,
 };
+
+pub use dial::Dial;
+pub use loss::{LossBound, LossLimit};
 
 pub use command::{
     Command, Expect, HolderProof, Ineligible, Outcome, PhaseKey, PromoteCause, Rejection,
@@ -117,6 +122,8 @@ pub struct Promoting {
     pub cause: PromoteCause,
     /// The candidate goes on with the timeline it held last, without a promotion of PostgreSQL.
     pub resumes: bool,
+    /// What of the acknowledged may be missing at the candidate, by what was published last.
+    pub loss: LossBound,
 }
 
 /// The holder of the epoch.
@@ -145,6 +152,8 @@ pub struct Published {
     pub credit: Lsn,
     /// What would have been lost when it was sent.
     pub exposure: Exposure,
+    /// Against what that was measured; `None` while nobody was known to hold anything.
+    pub survives: Option<Survival>,
     /// How far each receiver had made WAL durable.
     pub durable: BTreeMap<NodeId, Lsn>,
 }
@@ -189,6 +198,8 @@ pub struct Granted {
     pub fork_lsn: Option<Lsn>,
     /// The epoch whose history it continues; `None` for the first grant.
     pub parent: Option<Epoch>,
+    /// What of the acknowledged may have been lost with this promotion.
+    pub loss: LossBound,
 }
 
 /// Why a node must not be promoted.
@@ -216,6 +227,8 @@ pub struct FailoverOrder {
     pub operation: u64,
     /// Who is to be promoted.
     pub to: NodeId,
+    /// The loss that the operator accepts for it: in this epoch, and used up by the grant.
+    pub accepts: Option<LossLimit>,
 }
 
 /// What an operator ordered; it always ends in a known state.
@@ -227,6 +240,8 @@ pub struct Operation {
     pub caller: String,
     /// Why, in the operator's words.
     pub reason: String,
+    /// What exactly, where the verb alone does not say.
+    pub what: Option<String>,
     /// How it stands.
     pub status: OperationStatus,
     /// Wall-clock microseconds, from the proposer.
@@ -246,6 +261,10 @@ pub enum OperationKind {
     Pause,
     /// End a pause.
     Resume,
+    /// Turn the RPO dial.
+    SetDial,
+    /// Make another node active although acknowledged commits are lost by it.
+    AcceptLoss,
 }
 
 /// How an operation stands.

@@ -106,17 +106,27 @@ impl ClusterState {
         let Some(end) = self.clean_end().or(noted) else {
             return self.check_data(to, durable_lsn);
         };
-        if let Some(mark) = self.marks.get(&to) {
-            return Err(Ineligible::Marked(mark.to_string()));
-        }
-        if !self.durability.eligible.contains(&to) {
-            return Err(Ineligible::NotInSet);
-        }
+        self.check_successor(to)?;
         // It may have more than that, of a half record that was never finished; never less.
         if durable_lsn.is_none_or(|durable| durable < end) {
             return Err(Ineligible::LostWal);
         }
         Ok(())
+    }
+
+    /// Whether a switchover may lead to `to`. What is exposed does not matter: before the release
+    /// everything has to be durable there, whatever the dial says.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_successor(&self, to: NodeId) -> Result<(), Ineligible> {
+        if let Some(mark) = self.marks.get(&to) {
+            return Err(Ineligible::Marked(mark.to_string()));
+        }
+        if self.durability.lifted {
+            return Err(Ineligible::Lifted);
+        }
+        if self.durability.eligible.contains(&to) { Ok(()) } else { Err(Ineligible::NotInSet) }
     }
 
     /// Whether a switchover to `to` could be ordered now.
@@ -138,8 +148,8 @@ impl ClusterState {
         if self.active() == Some(to) {
             return Err(Rejection::NotEligible { node: to, why: Ineligible::IsHolder });
         }
-        // The position is judged at Promote; what is missing now may be there by then.
-        self.check_data(to, Some(Lsn::MAX)).map_err(|why| Rejection::NotEligible { node: to, why })
+        // The position is judged at Promote; what is missing now has to be there by then.
+        self.check_successor(to).map_err(|why| Rejection::NotEligible { node: to, why })
     }
 
     pub(super) fn order_switchover(&mut self, index: u64, order: &Order<'_>) -> Applied {
@@ -164,8 +174,7 @@ impl ClusterState {
         let switchover = switchover.ok_or(Rejection::NoOperation)?;
         let (to, budget) = (switchover.to, switchover.budget);
         // Refused before a client is shut out for nothing.
-        self.check_data(to, Some(Lsn::MAX))
-            .map_err(|why| Rejection::NotEligible { node: to, why })?;
+        self.check_successor(to).map_err(|why| Rejection::NotEligible { node: to, why })?;
         self.phase = Phase::Handover(Handover { operation, to, budget });
         Ok(None)
     }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::*;
 use crate::OnSoleSurvivor;
 
+mod dial;
 mod switchover;
 
 const A: NodeId = NodeId(1);
@@ -88,6 +89,7 @@ impl Bench {
             flush_lsn: Lsn(1000),
             credit: Lsn(5000),
             exposure: Exposure::NONE,
+            survives: Some(Survival { lsn: Lsn(900), oldest_age: Duration::ZERO }),
             durable: [(B, Lsn(900))].into(),
         };
         let by = self.proof(node, process);
@@ -332,7 +334,7 @@ fn arbitrary(bench: &mut Bench, choice: u8, a: u64, b: u64) -> Command {
         process: ProcessStart(b % 3),
     };
     let generation = bench.state.durability.generation.saturating_sub(b % 2);
-    match choice % 12 {
+    match choice % 17 {
         0 => bench.renew(node, b % 3, a % 20),
         1 => Command::SyncAdd { by, generation, node: NodeId(b % 4), at: Lsn(a) },
         2 => Command::SyncRemove { by, generation, node: NodeId(b % 4) },
@@ -358,6 +360,9 @@ fn arbitrary(bench: &mut Bench, choice: u8, a: u64, b: u64) -> Command {
             at_unix_us: 1,
         },
         11 => Command::Release { by, seq: a % 20, cause: ReleaseCause::CleanEnd(Lsn(a)) },
+        12 => dial::set_dial(bench, dial::any_mode(a)),
+        13 => dial::set_eff(bench, by, dial::any_mode(b)),
+        14 => dial::accept(bench, node, LossLimit { age_max: None, bytes_max: Some(a) }),
         _ => bench.renew(A, 1, a % 20),
     }
 }

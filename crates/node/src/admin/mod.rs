@@ -4,6 +4,7 @@
 //! may look, operators may order. A refusal carries the words of what refused it. Nothing is carried
 //! out here: an order is a command in the log, and its operation's outcome is in the replicated state.
 
+mod dial;
 mod routes;
 mod switchover;
 #[cfg(test)]
@@ -194,6 +195,10 @@ impl Admin for AdminService {
         let caller = operator(&request)?;
         let request = request.into_inner();
         let state = self.state();
+        if let Some(accepted) = &request.accept_loss {
+            let to = target(&state, &request.to)?;
+            return self.order(dial::accept_loss(&request, accepted, to, caller)?).await;
+        }
         self.order(Command::OrderFailover {
             to: target(&state, &request.to)?,
             epoch: request.expect_epoch.map_or(state.epoch, Into::into),
@@ -267,6 +272,34 @@ impl Admin for AdminService {
         let caller = Some(operator(&request)?);
         let reason = checked_reason(request.into_inner().reason)?;
         self.order(Command::Resume { caller, reason, at_unix_us: wall_unix_us() }).await
+    }
+
+    async fn set_rpo(
+        &self,
+        request: Request<v1::SetRpoRequest>,
+    ) -> Result<Response<v1::OperationResponse>, Status> {
+        let caller = operator(&request)?;
+        let request = request.into_inner();
+        let state = self.state();
+        let dial = dial::wanted(&state, &request)?;
+        if request.dry_run {
+            return match state.check_dial(&dial) {
+                Ok(()) => Ok(Response::new(dial::planned(&state, &dial))),
+                Err(why) => {
+                    let words = rejection_words(&state, &why);
+                    Err(refusal(Code::FailedPrecondition, rejection_kind(&why), words))
+                }
+            };
+        }
+        self.order(Command::SetDial {
+            dial,
+            epoch: request.expect_epoch.map_or(state.epoch, Into::into),
+            config_version: request.expect_config_version.unwrap_or(state.config_version),
+            caller,
+            reason: checked_reason(request.reason)?,
+            at_unix_us: wall_unix_us(),
+        })
+        .await
     }
 
     async fn get_operation(
@@ -371,6 +404,8 @@ fn rejection_kind(rejection: &Rejection) -> &'static str {
         Rejection::NotADataNode(_) => "not-a-data-node",
         Rejection::Busy(_) => "busy",
         Rejection::NoChange => "no-change",
+        Rejection::BadDial(_) => "bad-dial",
+        Rejection::ConfigVersion { .. } => "config-version",
         Rejection::NoOperation => "no-operation",
         Rejection::AlreadyFounded
         | Rejection::NotFounded
@@ -380,7 +415,7 @@ fn rejection_kind(rejection: &Rejection) -> &'static str {
         | Rejection::Released
         | Rejection::Seq { .. }
         | Rejection::Generation { .. }
-        | Rejection::ConfigVersion { .. }
+        | Rejection::Mode(_)
         | Rejection::OtherPromotion
         | Rejection::BadTimeline(_) => "rejected",
     }

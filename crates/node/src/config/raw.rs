@@ -78,6 +78,7 @@ pub(super) struct RawDurability {
     pub(super) on_passive_loss: Option<String>,
     pub(super) degrade_after: Option<String>,
     pub(super) on_sole_survivor: Option<String>,
+    pub(super) promote_without_lease_wait: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -148,7 +148,7 @@ fn durability(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
         out,
         "\n# What the cluster is founded with. Afterwards the cluster itself has it, and"
     )?;
-    writeln!(out, "# changes here have no effect.")?;
+    writeln!(out, "# changes here have no effect: `understudy rpo set` changes it.")?;
     writeln!(out, "[durability]")?;
     writeln!(
         out,
@@ -176,7 +176,13 @@ fn durability(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
         OnSoleSurvivor::Open => "open",
         OnSoleSurvivor::Stall => "stall",
     };
-    writeln!(out, "on_sole_survivor = {}", text(survivor))
+    writeln!(out, "on_sole_survivor = {}", text(survivor))?;
+    writeln!(
+        out,
+        "# In \"zero\": a passive takes over before the lease of a silent active is over. Readers"
+    )?;
+    writeln!(out, "# and sessions that opted out may go on at the old active until then.")?;
+    writeln!(out, "promote_without_lease_wait = {}", durability.promote_without_lease_wait)
 }
 
 fn timing(config: &NodeConfig, out: &mut String) -> std::fmt::Result {

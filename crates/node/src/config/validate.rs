@@ -426,6 +426,8 @@ fn durability(found: &mut Findings, raw: &RawDurability, ttl: Duration) -> Clust
         let choice = found.choice("durability.on_sole_survivor", text, &survivors);
         config.on_sole_survivor = choice.unwrap_or(config.on_sole_survivor);
     }
+    config.promote_without_lease_wait =
+        raw.promote_without_lease_wait.unwrap_or(config.promote_without_lease_wait);
     if config.mode == DurabilityMode::Bounded && config.rpo < ttl * 2 {
         let remedy = format!(
             "rpo >= 2 × lease_ttl does not hold: {} < 2 × {}",

@@ -6,17 +6,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use understudy_core::ClusterState;
 use understudy_core::node::{REPORT_FRESH, Standing};
 use understudy_core::state::{Mark, Operation, OperationStatus, Phase};
-use understudy_core::verdict::Verdict;
+use understudy_core::verdict::{Reason, Verdict};
+use understudy_core::{ClusterState, OnPassiveLoss};
 use understudy_proto::v1;
 use understudy_types::{BootInstant, ClusterId, DurabilityMode, Lsn, NodeId, NodeKind, Timeline};
 
+use super::acceptance;
 use super::flush_history::FlushHistory;
 use super::{
-    ClusterStatus, FailoverVerdict, LineageStatus, NodeStatus, OperationView, STATUS_VERSION,
-    SiteRole, StepProgress,
+    ClusterStatus, DialView, FailoverVerdict, LineageStatus, NodeStatus, OperationView,
+    STATUS_VERSION, SiteRole, StepProgress,
 };
 use crate::config;
 
@@ -96,6 +97,7 @@ impl StatusBuilder {
                 reason: inputs.verdict.reason.kind().to_owned(),
                 words: inputs.verdict.reason.to_string(),
                 would_fail_over: inputs.verdict.would_fail_over,
+                accept_command: view.accept_command(),
             },
             nodes: view.members.iter().map(|member| self.node(&view, member)).collect(),
             operations: state.operations.iter().map(|(id, op)| operation(*id, op)).collect(),
@@ -104,6 +106,7 @@ impl StatusBuilder {
             lineage: lineage(state),
             applied_index: inputs.applied_index,
             writable_since_unix_us: inputs.writable_since_unix_us,
+            dial: state.identity.map(|_| dial(state)),
         }
     }
 
@@ -165,6 +168,9 @@ impl StatusBuilder {
             newest_receipt: report
                 .and_then(|report| report.newest_receipt.clone())
                 .and_then(|receipt| receipt.try_into().ok()),
+            release_delay_seconds: fresh
+                .and_then(|report| report.release_delay_ns)
+                .map(|delay| Duration::from_nanos(delay).as_secs_f64()),
         }
     }
 }
@@ -252,6 +258,19 @@ impl<'a> View<'a> {
         said && self.active == Some(node) && self.lease_left(node).is_some()
     }
 
+    /// How an operator would have a lost active replaced all the same.
+    fn accept_command(&self) -> Option<String> {
+        let Reason::NotEligible { candidate, why } = &self.inputs.verdict.reason else {
+            return None;
+        };
+        if self.active.is_some() {
+            return None;
+        }
+        let to = self.members.iter().find(|member| member.name == *candidate)?.id;
+        let durable_lsn = Lsn(self.fresh(to)?.durable_lsn?);
+        acceptance::command(self.inputs.state, to, durable_lsn, why)
+    }
+
     /// What the active said that would be lost, with what may have been added since it said so.
     fn exposure(&self) -> Option<(Duration, u64)> {
         let active = self.active?;
@@ -303,6 +322,19 @@ fn mark(mark: &Mark) -> String {
     }
 }
 
+fn dial(state: &ClusterState) -> DialView {
+    DialView {
+        mode: state.config.mode,
+        ceiling_seconds: state.config.rpo.as_secs_f64(),
+        on_passive_loss: match state.config.on_passive_loss {
+            OnPassiveLoss::Stall => "stall".to_owned(),
+            OnPassiveLoss::Degrade => "degrade".to_owned(),
+        },
+        promote_without_lease_wait: state.config.promote_without_lease_wait,
+        config_version: state.config_version,
+    }
+}
+
 /// An operation as it is shown.
 pub(crate) fn operation(id: u64, operation: &Operation) -> OperationView {
     let (outcome, detail) = match &operation.status {
@@ -315,6 +347,7 @@ pub(crate) fn operation(id: u64, operation: &Operation) -> OperationView {
         kind: operation.kind.word().to_owned(),
         caller: operation.caller.clone(),
         reason: operation.reason.clone(),
+        what: operation.what.clone(),
         outcome: outcome.to_owned(),
         detail,
         started_unix_us: operation.started_unix_us,
@@ -329,6 +362,8 @@ fn lineage(state: &ClusterState) -> Vec<LineageStatus> {
         timeline: granted.timeline,
         fork_lsn: granted.fork_lsn,
         promotion: granted.promotion,
+        lost_seconds_max: granted.loss.time_max.map(|time| time.as_secs_f64()),
+        lost_wal_bytes_min: granted.loss.wal_bytes_min,
     });
     links.collect()
 }

@@ -4,6 +4,7 @@
 //! The content is exactly that of `ClusterStatus` in admin.proto. What is unknown is absent, never
 //! zero, and nothing is ever stated more favourably than it is (I24). Nothing here decides anything.
 
+mod acceptance;
 mod build;
 mod flush_history;
 mod readiness;
@@ -90,6 +91,24 @@ pub struct ClusterStatus {
     /// Since when the active has been writable without a break, as the answering node knows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writable_since_unix_us: Option<i64>,
+    /// The dial as it is wanted; `durability` is what is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dial: Option<DialView>,
+}
+
+/// The RPO dial, as an operator set it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DialView {
+    /// The mode.
+    pub mode: DurabilityMode,
+    /// The ceiling of `bounded`, the limit of `best-effort` for a failover without a person.
+    pub ceiling_seconds: f64,
+    /// `stall` or `degrade`.
+    pub on_passive_loss: String,
+    /// In `zero`: promote on a seal, before the lease of a silent active is over.
+    pub promote_without_lease_wait: bool,
+    /// Of the configuration.
+    pub config_version: u64,
 }
 
 /// Would an automatic failover happen now, and why or why not.
@@ -101,6 +120,9 @@ pub struct FailoverVerdict {
     pub words: String,
     /// A loss of the active now would be answered without a person.
     pub would_fail_over: bool,
+    /// The command by which an operator would accept the loss that stands in the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept_command: Option<String>,
 }
 
 /// What a member is at the moment.
@@ -209,6 +231,9 @@ pub struct NodeStatus {
     /// The newest loss receipt that it keeps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest_receipt: Option<ReceiptSummary>,
+    /// How far apart its gate keeps releases, because exposure is near the ceiling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_delay_seconds: Option<f64>,
 }
 
 /// How far a long step is.
@@ -231,12 +256,15 @@ pub struct StepProgress {
 pub struct OperationView {
     /// The log index that recorded it.
     pub id: u64,
-    /// `failover`, `switchover`, `pause`, `resume`.
+    /// `failover`, `accept-loss`, `switchover`, `rpo`, `pause`, `resume`.
     pub kind: String,
     /// Who ordered it.
     pub caller: String,
     /// Why, in their words.
     pub reason: String,
+    /// What exactly, where the verb alone does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub what: Option<String>,
     /// `running`, `done`, `refused`, `failed`.
     pub outcome: String,
     /// How it failed.
@@ -250,7 +278,7 @@ pub struct OperationView {
 }
 
 /// One reported grant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LineageStatus {
     /// Of the grant.
     pub epoch: Epoch,
@@ -263,6 +291,12 @@ pub struct LineageStatus {
     pub fork_lsn: Option<Lsn>,
     /// The promotion's own identity.
     pub promotion: PromotionId,
+    /// Span of acknowledged commits that may have been lost, at most; absent when unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_seconds_max: Option<f64>,
+    /// WAL that was missing for certain.
+    #[serde(default)]
+    pub lost_wal_bytes_min: u64,
 }
 
 impl ClusterStatus {

@@ -6,14 +6,14 @@ use std::time::Duration;
 use understudy_core::ClusterState;
 use understudy_core::node::Standing;
 use understudy_core::state::{
-    Durability, Granted, Holder, Identity, Mark, Member, Operation, OperationKind, OperationStatus,
-    Pause, Phase, ReleaseCause,
+    Durability, Granted, Holder, Identity, Ineligible, LossBound, Mark, Member, Operation,
+    OperationKind, OperationStatus, Pause, Phase, Published, ReleaseCause,
 };
 use understudy_core::verdict::{Reason, Verdict};
 use understudy_proto::v1;
 use understudy_types::{
     BootInstant, ClusterId, DurabilityMode, Epoch, Incarnation, Lsn, NodeId, NodeKind,
-    ProcessStart, PromotionId, SystemId, Timeline,
+    ProcessStart, PromotionId, Survival, SystemId, Timeline,
 };
 use uuid::Uuid;
 
@@ -54,6 +54,7 @@ pub(crate) fn running_state() -> ClusterState {
         timeline: Timeline::FIRST,
         fork_lsn: None,
         parent: None,
+        loss: LossBound::NONE,
     };
     ClusterState {
         identity: Some(Identity {
@@ -145,7 +146,10 @@ impl Scene {
 
     fn build_with(&self, builder: &mut StatusBuilder) -> ClusterStatus {
         let reason = Reason::Ready { candidate: "south".to_owned() };
-        let verdict = Verdict { reason, would_fail_over: true };
+        self.judged(builder, Verdict { reason, would_fail_over: true })
+    }
+
+    fn judged(&self, builder: &mut StatusBuilder, verdict: Verdict) -> ClusterStatus {
         builder.build(&StatusInputs {
             cluster: cluster(),
             me: self.me,
@@ -307,6 +311,7 @@ fn full() -> ClusterStatus {
         kind: OperationKind::Failover,
         caller: "person ada (operator)".to_owned(),
         reason: "maintenance".to_owned(),
+        what: Some("to south".to_owned()),
         status,
         started_unix_us: 1,
         ended_unix_us,
@@ -320,6 +325,7 @@ fn full() -> ClusterStatus {
         timeline: Timeline::new(2).unwrap(),
         fork_lsn: Some(Lsn(0x1_0000_0028)),
         parent: Some(scene.state.epoch),
+        loss: LossBound { time_max: Some(Duration::from_secs(4)), wal_bytes_min: 700 },
     };
     scene.state.epoch = scene.state.epoch.next();
     scene.state.lineage.insert(scene.state.epoch, second);
@@ -340,6 +346,33 @@ fn the_wire_form_and_the_json_form_lose_nothing() {
         let json = serde_json::to_string(&status).unwrap();
         assert_eq!(serde_json::from_str::<ClusterStatus>(&json).unwrap(), status);
     }
+}
+
+#[test]
+fn a_refusal_by_the_data_rules_names_the_command_that_would_accept_the_loss() {
+    let mut scene = Scene::seen_by(SOUTH);
+    scene.state.holder.as_mut().unwrap().published = Some(Published {
+        flush_lsn: Lsn(5_000),
+        durable: BTreeMap::from([(SOUTH, Lsn(4_300))]),
+        survives: Some(Survival { lsn: Lsn(4_300), oldest_age: Duration::from_millis(10_200) }),
+        ..Published::default()
+    });
+    let refused = |why| {
+        let reason = Reason::NotEligible { candidate: "south".to_owned(), why };
+        Verdict { reason, would_fail_over: false }
+    };
+    let told = |scene: &Scene, why| {
+        scene.judged(&mut StatusBuilder::default(), refused(why)).failover.accept_command
+    };
+    assert_eq!(told(&scene, Ineligible::Lifted), None, "the active is there");
+    scene.lease_over = true;
+    let expected =
+        "understudy failover --to south --epoch 1 --accept-loss 14s --reason \"...\"".to_owned();
+    assert_eq!(told(&scene, Ineligible::Lifted), Some(expected));
+    assert_eq!(told(&scene, Ineligible::Marked("dirty".to_owned())), None);
+    scene.state.holder.as_mut().unwrap().published.as_mut().unwrap().survives = None;
+    let unknown = told(&scene, Ineligible::NotInSet).unwrap();
+    assert!(unknown.contains("--accept-loss any"), "{unknown}");
 }
 
 #[test]

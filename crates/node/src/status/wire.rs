@@ -4,8 +4,8 @@ use understudy_proto::{FieldError, parse_promotion, parse_timeline, v1};
 use understudy_types::{Lsn, NodeKind};
 
 use super::{
-    ClusterStatus, FailoverVerdict, LineageStatus, NodeStatus, OperationView, STATUS_VERSION,
-    SiteRole, StepProgress,
+    ClusterStatus, DialView, FailoverVerdict, LineageStatus, NodeStatus, OperationView,
+    STATUS_VERSION, SiteRole, StepProgress,
 };
 
 impl From<&ClusterStatus> for v1::ClusterStatus {
@@ -31,6 +31,7 @@ impl From<&ClusterStatus> for v1::ClusterStatus {
                 reason: status.failover.reason.clone(),
                 words: status.failover.words.clone(),
                 would_fail_over: status.failover.would_fail_over,
+                accept_command: status.failover.accept_command.clone().unwrap_or_default(),
             }),
             nodes: status.nodes.iter().map(Into::into).collect(),
             operations: status.operations.iter().map(Into::into).collect(),
@@ -39,6 +40,13 @@ impl From<&ClusterStatus> for v1::ClusterStatus {
             lineage: status.lineage.iter().map(Into::into).collect(),
             applied_index: status.applied_index,
             writable_since_unix_us: status.writable_since_unix_us,
+            dial: status.dial.as_ref().map(|dial| v1::DialStatus {
+                mode: dial.mode.to_string(),
+                ceiling_seconds: dial.ceiling_seconds,
+                on_passive_loss: dial.on_passive_loss.clone(),
+                promote_without_lease_wait: dial.promote_without_lease_wait,
+                config_version: dial.config_version,
+            }),
         }
     }
 }
@@ -81,6 +89,7 @@ impl From<&NodeStatus> for v1::NodeStatus {
             leader: node.leader,
             warnings: node.warnings.clone(),
             newest_receipt: node.newest_receipt.as_ref().map(Into::into),
+            release_delay_seconds: node.release_delay_seconds,
         }
     }
 }
@@ -96,6 +105,7 @@ impl From<&OperationView> for v1::Operation {
             detail: operation.detail.clone().unwrap_or_default(),
             started_unix_us: operation.started_unix_us,
             ended_unix_us: operation.ended_unix_us,
+            what: operation.what.clone().unwrap_or_default(),
         }
     }
 }
@@ -108,6 +118,8 @@ impl From<&LineageStatus> for v1::LineageStatus {
             timeline: link.timeline.get(),
             fork_lsn: link.fork_lsn.map(|lsn| lsn.to_string()),
             promotion: link.promotion.to_string(),
+            lost_seconds_max: link.lost_seconds_max,
+            lost_wal_bytes_min: link.lost_wal_bytes_min,
         }
     }
 }
@@ -142,6 +154,7 @@ impl TryFrom<v1::ClusterStatus> for ClusterStatus {
                 reason: failover.reason,
                 words: failover.words,
                 would_fail_over: failover.would_fail_over,
+                accept_command: present(failover.accept_command),
             },
             nodes: status.nodes.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             operations: status.operations.into_iter().map(Into::into).collect(),
@@ -150,6 +163,22 @@ impl TryFrom<v1::ClusterStatus> for ClusterStatus {
             lineage: status.lineage.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             applied_index: status.applied_index,
             writable_since_unix_us: status.writable_since_unix_us,
+            dial: status.dial.map(TryInto::try_into).transpose()?,
+        })
+    }
+}
+
+impl TryFrom<v1::DialStatus> for DialView {
+    type Error = FieldError;
+
+    fn try_from(dial: v1::DialStatus) -> Result<DialView, FieldError> {
+        let mode = dial.mode.parse();
+        Ok(DialView {
+            mode: mode.map_err(|error: String| FieldError::new("dial.mode", error))?,
+            ceiling_seconds: dial.ceiling_seconds,
+            on_passive_loss: dial.on_passive_loss,
+            promote_without_lease_wait: dial.promote_without_lease_wait,
+            config_version: dial.config_version,
         })
     }
 }
@@ -196,6 +225,7 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             leader: node.leader,
             warnings: node.warnings,
             newest_receipt: node.newest_receipt.map(TryInto::try_into).transpose()?,
+            release_delay_seconds: node.release_delay_seconds,
         })
     }
 }
@@ -207,6 +237,7 @@ impl From<v1::Operation> for OperationView {
             kind: operation.kind,
             caller: operation.caller,
             reason: operation.reason,
+            what: present(operation.what),
             outcome: operation.outcome,
             detail: present(operation.detail),
             started_unix_us: operation.started_unix_us,
@@ -225,6 +256,8 @@ impl TryFrom<v1::LineageStatus> for LineageStatus {
             timeline: parse_timeline("timeline", link.timeline)?,
             fork_lsn: lsn("fork_lsn", link.fork_lsn)?,
             promotion: parse_promotion("promotion", &link.promotion)?,
+            lost_seconds_max: link.lost_seconds_max,
+            lost_wal_bytes_min: link.lost_wal_bytes_min,
         })
     }
 }

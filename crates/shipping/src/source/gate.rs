@@ -12,7 +12,9 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use understudy_types::{Lsn, ReceiverPosition, SourcePositions};
 use understudy_wal::exposure::ExposureTracker;
-use understudy_wal::gate::{GatePositions, GateReason, release, surviving_lsn};
+use understudy_wal::gate::{
+    GatePositions, GateReason, known_surviving_lsn, release, surviving_lsn,
+};
 
 use super::state::{Progress, Shared};
 use crate::replication::{
@@ -61,6 +63,7 @@ pub(super) struct Gate {
     look_again: Option<Instant>,
     published: Option<Instant>,
     reason: Option<GateReason>,
+    release_delay: Duration,
 }
 
 impl Gate {
@@ -72,6 +75,7 @@ impl Gate {
             look_again: None,
             published: None,
             reason: None,
+            release_delay: Duration::ZERO,
             shared,
         }
     }
@@ -235,6 +239,7 @@ impl Gate {
         let Some((release, now, wrote)) = judged.flatten() else {
             self.look_again = None;
             self.reason = None;
+            self.release_delay = Duration::ZERO;
             // Shut: nothing above the last report, which may be repeated.
             return if repeat { self.repeat_last(sender) } else { Wrote::Nothing };
         };
@@ -243,6 +248,7 @@ impl Gate {
             tracing::debug!(%upto_lsn, ?reason, "gate judged anew");
             self.reason = Some(release.reason);
         }
+        self.release_delay = release.delay;
         // A deadline far away would overflow tokio's clock; the tick comes long before.
         let wait = release.look_again.map(|at| at.since(now).min(Duration::from_secs(60)));
         self.look_again = wait.map(|wait| Instant::now() + wait);
@@ -272,10 +278,15 @@ impl Gate {
         self.published = Some(now);
         let receivers = self.shared.receivers();
         let waited_for = self.shared.cell.permit().map(|p| p.waited_for).unwrap_or_default();
+        let boot_now = self.shared.clock.now();
+        let known = known_surviving_lsn(&waited_for, &receivers);
         let positions = SourcePositions {
             flush_lsn: self.flush_lsn,
             released_lsn,
+            permit: status.serial,
             exposure: self.exposure.exposure(surviving_lsn(&waited_for, &receivers)),
+            survives: known.map(|lsn| self.exposure.survival(lsn, boot_now)),
+            release_delay: self.release_delay,
             gate_connected: self.shared.gate_backend_pid().is_some(),
             receivers,
         };

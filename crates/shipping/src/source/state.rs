@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -71,7 +72,10 @@ impl Shared {
         let nothing = SourcePositions {
             flush_lsn: Lsn::ZERO,
             released_lsn: Lsn::ZERO,
+            permit: None,
             exposure: Exposure::NONE,
+            survives: None,
+            release_delay: Duration::ZERO,
             gate_connected: false,
             receivers: Vec::new(),
         };

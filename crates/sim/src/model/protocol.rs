@@ -255,7 +255,8 @@ impl Protocol {
             (epoch(facts.epoch), u64::from(facts.seq), facts.running)
         };
         let left = world.voters[node].over;
-        let mut clock = ChallengerClock { seen: seen.map(key), over_at: NOW + units(left) };
+        let over_at = NOW + units(left);
+        let mut clock = ChallengerClock { seen: seen.map(key), seen_at: NOW, over_at };
         let state = self.book.state(state);
         clock.observe(NOW, &state, &self.challenger_timings[node]);
         let over = in_units(clock.over_at.since(NOW));
@@ -591,7 +592,7 @@ impl Protocol {
         let wanted = match cause {
             PromoteCause::Supersede => back != facts.holder,
             PromoteCause::Released => back == facts.holder,
-            PromoteCause::LeaseOver | PromoteCause::Bootstrap => false,
+            PromoteCause::LeaseOver | PromoteCause::Sealed | PromoteCause::Bootstrap => false,
         };
         let resumable = world.voters[back].up && self.report_of(world, back).resumable;
         if !wanted || !resumable {
