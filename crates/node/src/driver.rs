@@ -107,6 +107,8 @@ impl Driver {
                 let serial = permit.serial;
                 match self.cell.set(permit) {
                     Ok(()) => {
+                        let released = self.cell.status().released_upto;
+                        self.core.handle_event(self.clock.now(), Event::ReleasedUpto(released));
                         self.core.handle_event(self.clock.now(), Event::PermitInForce(serial));
                     }
                     Err(error) => tracing::warn!(%error, "permit not taken"),

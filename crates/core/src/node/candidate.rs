@@ -4,7 +4,7 @@
 //! Until the report is accepted nothing was acknowledged under the new epoch, so the leader may
 //! supersede it at any moment; the linearizable read before the promotion keeps the two apart.
 
-use understudy_types::{BootInstant, Lsn, NodeId, PromotionId, SealedEnd};
+use understudy_types::{BootInstant, Lsn, NodeId, PromotionId, SealedEnd, SeededBug};
 
 use super::{Action, Completion, Core, Grant, Role, Slot, Task, TaskFailure};
 use crate::state::{Command, HolderProof, Mark, Phase, Promoting};
@@ -106,7 +106,11 @@ impl Core {
     fn watch_replay(&mut self, promoting: &Promoting, sealed: SealedEnd, idle: bool) {
         let facts = self.postgres_facts().cloned();
         let replayed = facts.as_ref().and_then(|facts| facts.replay_lsn);
-        if replayed.is_some_and(|lsn| lsn >= sealed.record_end_lsn) {
+        let target_lsn = match SeededBug::WaitForSealInsideRecord.is_on() {
+            true => sealed.durable_lsn,
+            false => sealed.record_end_lsn,
+        };
+        if replayed.is_some_and(|lsn| lsn >= target_lsn) {
             self.trouble = None;
             self.candidate().step = Step::ConfirmingAgain(sealed);
             self.run(Task::ReadIndex);

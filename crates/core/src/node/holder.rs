@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use understudy_types::{
     BootInstant, DurabilityMode, Epoch, Lsn, NodeId, Permit, PermitSerial, ReceiverPosition,
-    SourcePositions,
+    SeededBug, SourcePositions,
 };
 
 use super::{Action, Completion, Core, PostgresView, Role, Slot, Task, receiver_of};
@@ -203,7 +203,7 @@ impl Core {
     }
 
     fn renew_when_due(&mut self, now: BootInstant) {
-        if self.stage().gives_up() {
+        if self.stage().gives_up() && !SeededBug::ReleaseWhileRenewing.is_on() {
             return;
         }
         let accepted = self.state.holder.as_ref().map_or(0, |holder| holder.seq);
@@ -408,9 +408,14 @@ impl Core {
 
     /// Everything that was ever acknowledged is durable there (`zero`), or as good as (`bounded`).
     fn caught_up(&mut self, source: &SourcePositions, receiver: &ReceiverPosition) -> bool {
+        if SeededBug::StrengthenWithoutFloor.is_on() {
+            return true;
+        }
         let floor = self.stage().floor.max(source.released_lsn);
         match self.mode_in_force() {
-            DurabilityMode::Zero => receiver.durable_lsn >= floor,
+            // What was released just before the permit with this node came into force counts too; the
+            // positions may not show it yet.
+            DurabilityMode::Zero => receiver.durable_lsn >= floor.max(self.released_before),
             DurabilityMode::Bounded | DurabilityMode::BestEffort => {
                 let floor = self.stage().floor;
                 receiver.durable_lsn >= floor && source.exposure.time <= CAUGHT_UP

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use understudy_types::{BootInstant, Epoch};
+use understudy_types::{BootInstant, Epoch, SeededBug};
 
 use crate::{ClusterState, Timing};
 
@@ -95,6 +95,10 @@ impl ChallengerClock {
     pub(crate) fn observe(&mut self, now: BootInstant, state: &ClusterState, timing: &Timing) {
         let Some(holder) = &state.holder else { return };
         let key = (state.epoch, holder.seq, state.active().is_some());
+        if self.seen.is_none() && SeededBug::NoWaitAfterStart.is_on() {
+            self.seen = Some(key);
+            self.over_at = now;
+        }
         if self.seen != Some(key) {
             self.seen = Some(key);
             let ttl = holder.ttl.max(timing.ttl);
