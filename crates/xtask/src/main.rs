@@ -10,6 +10,7 @@ mod lints;
 mod machine;
 mod metadata;
 mod runs;
+mod sim;
 mod step;
 
 use std::process::ExitCode;
@@ -41,6 +42,12 @@ enum Verb {
         #[arg(last = true)]
         runner_args: Vec<String>,
     },
+    /// Run the seeded simulator, for instance `--seeds 1000`, `--seed 7`, `--seeded-bugs`.
+    Sim {
+        /// Arguments of `understudy-sim sim`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Install what is missing, build the binary and run `understudy demo`.
     Demo {
         /// Arguments of `understudy demo`, for instance `--rounds 3`.
@@ -55,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Fix => runs::fix(),
         Verb::CheckDeps => runs::check_deps(),
         Verb::Test { no_verify, runner_args } => runs::test(no_verify, &runner_args),
+        Verb::Sim { args } => sim::sim(&args),
         Verb::Demo { args } => runs::demo(&args),
     };
     match result {
