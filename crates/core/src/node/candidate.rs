@@ -165,7 +165,7 @@ impl Core {
             timeline: promoting.timeline,
             system_id: self.state.identity.as_ref()?.system_id?,
             history: self.state.history(),
-            exposed_for: self.exposed_for(),
+            exposed_since: self.exposed_since(),
         })
     }
 

@@ -249,9 +249,9 @@ pub struct Grant {
     /// The cluster's history up to and including this, oldest first; without it while it is not yet
     /// reported.
     pub history: Vec<Lineage>,
-    /// How long what an earlier process acknowledged may have been exposed by now: counted in, so that
-    /// a restart never makes exposure look smaller.
-    pub exposed_for: Duration,
+    /// Since when what was acknowledged before may have been exposed, on this node's clock: counted in, so
+    /// that a restart never makes exposure look smaller. A moment, because the server's start takes time.
+    pub exposed_since: BootInstant,
 }
 
 /// Something to do.
@@ -735,11 +735,11 @@ impl Core {
             timeline: current.timeline,
             system_id: self.state.identity.as_ref()?.system_id?,
             history: self.state.history(),
-            exposed_for: self.exposed_for(),
+            exposed_since: self.exposed_since(),
         })
     }
 
-    fn exposed_for(&self) -> Duration {
+    fn exposed_since(&self) -> BootInstant {
         let published = self.state.holder.as_ref().and_then(|holder| holder.published.as_ref());
         let exposure = published.map_or(Duration::ZERO, |published| published.exposure.time);
         // It was published up to one ttl before it was applied, and the next acknowledgement ends a span
@@ -748,7 +748,7 @@ impl Core {
         let own = self.released_at.filter(|(epoch, ..)| *epoch == self.state.epoch);
         let newest = own.map(|(.., at)| at).or(self.published_at.map(|(_, at)| at));
         let since = newest.map_or(Duration::ZERO, |at| self.now.since(at));
-        exposure + self.timing.ttl + since
+        self.now - (exposure + self.timing.ttl + since)
     }
 }
 

@@ -25,7 +25,6 @@ impl World {
     pub(crate) fn start_source(&mut self, node: usize, grant: &Grant) {
         self.stop_source(node);
         let id = self.number();
-        let now = self.machines[node].clock(self.now);
         let machine = &mut self.machines[node];
         let Some(server) = &machine.server else { return };
         machine.source = Some(Source {
@@ -34,7 +33,7 @@ impl World {
             epoch: grant.epoch,
             promotion: grant.promotion,
             flush: machine.data.wal.bytes(),
-            tracker: ExposureTracker::new(now - grant.exposed_for),
+            tracker: ExposureTracker::new(grant.exposed_since),
             receivers: Default::default(),
             busy: None,
             look_at: u64::MAX,
