@@ -6,6 +6,7 @@
 
 mod invariants;
 mod ledger;
+pub mod protocol;
 mod sites;
 mod tenures;
 

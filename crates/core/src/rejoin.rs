@@ -4,7 +4,7 @@
 //! node's own WAL lies at or before the point where the cluster's history left it; checkpoints alone
 //! do not say that (mistake 12 of docs/safety.md).
 
-use understudy_types::{Lineage, Lsn, SystemId, Timeline};
+use understudy_types::{Lineage, Lsn, SeededBug, SystemId, Timeline};
 
 /// What was found in a data directory whose PostgreSQL is stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ fn judge_end(
     join: &dyn Fn(Rung, Option<Lsn>, String) -> Plan,
 ) -> Plan {
     match fork {
-        Some(fork) if end_lsn > fork => join(
+        Some(fork) if end_lsn > fork && !SeededBug::FollowByCheckpoint.is_on() => join(
             Rung::Rewind,
             Some(fork),
             format!("its WAL on timeline {timeline} ends at {end_lsn}, after the fork at {fork}"),

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use understudy_types::SeededBug;
+
 /// Every duration that safety or the time of a failover rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -53,11 +55,18 @@ impl Timing {
     /// How long the holder may rely on a renewal of this ttl, from the moment it was sent (I4):
     /// D·(1 − ρ) − M.
     pub fn holder_span(&self, ttl: Duration) -> Duration {
-        ttl.saturating_sub(self.drift_of(ttl)).saturating_sub(self.margin)
+        if SeededBug::DriftSignTurned.is_on() {
+            return (ttl + self.drift_of(ttl)).saturating_sub(self.margin);
+        }
+        let margin = if SeededBug::NoMargin.is_on() { Duration::ZERO } else { self.margin };
+        ttl.saturating_sub(self.drift_of(ttl)).saturating_sub(margin)
     }
 
     /// How long a challenger waits after it applied a renewal of this ttl (I4): D·(1 + ρ).
     pub fn challenger_span(&self, ttl: Duration) -> Duration {
+        if SeededBug::DriftSignTurned.is_on() {
+            return ttl.saturating_sub(self.drift_of(ttl));
+        }
         ttl + self.drift_of(ttl)
     }
 

@@ -7,7 +7,9 @@
 
 use std::time::Duration;
 
-use understudy_types::{BootInstant, DurabilityMode, Lsn, NodeId, Permit, ReceiverPosition};
+use understudy_types::{
+    BootInstant, DurabilityMode, Lsn, NodeId, Permit, ReceiverPosition, SeededBug,
+};
 
 use crate::exposure::ExposureTracker;
 
@@ -34,7 +36,7 @@ pub enum GateReason {
     CaughtUp,
     /// The permit's deadline has come: nothing more, whatever the mode.
     Expired,
-    /// `zero`, an empty set, and no record that this node is the sole survivor.
+    /// `zero` or `bounded`, an empty set, and no record that this node is the sole survivor.
     NobodyWaitedFor,
     /// `zero`: fewer receivers are attached than have to make a commit durable.
     NotAttached {
@@ -93,7 +95,7 @@ pub fn release(
     positions: &GatePositions<'_>,
     exposure: &ExposureTracker,
 ) -> Release {
-    if now >= permit.deadline {
+    if now >= permit.deadline && !SeededBug::DeadlineIgnored.is_on() {
         let upto = positions.last_report;
         let (reason, delay) = (GateReason::Expired, Duration::ZERO);
         return Release { upto, reason, look_again: None, delay };
@@ -173,7 +175,7 @@ fn zero(permit: &Permit, positions: &GatePositions<'_>) -> (Lsn, GateReason) {
 
 /// min(F, credit).
 fn within_credit(permit: &Permit, positions: &GatePositions<'_>) -> (Lsn, GateReason) {
-    if permit.credit < positions.flush_lsn {
+    if permit.credit < positions.flush_lsn && !SeededBug::CreditIgnored.is_on() {
         (permit.credit, GateReason::CreditUsed)
     } else {
         (positions.flush_lsn, GateReason::CaughtUp)
@@ -189,6 +191,11 @@ fn bounded(
 ) -> Allowed {
     let (limit, reason) = within_credit(permit, positions);
     let Some(ceiling) = permit.exposure_max else { return Allowed::now(limit, reason) };
+    // Nobody is waited for, and that is not recorded: after a failover the policy says that commits
+    // wait. Exposure could not be bounded either, because nobody else has what came before.
+    if permit.waited_for.is_empty() && !permit.sole_survivor {
+        return Allowed::now(positions.last_report, GateReason::NobodyWaitedFor);
+    }
     let surviving = surviving_lsn(&permit.waited_for, positions.receivers);
     // Judged as if released now: the acknowledged commit that ends the span is the one in question.
     let exposes = limit > surviving;

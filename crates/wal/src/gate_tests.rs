@@ -64,6 +64,19 @@ fn in_zero_an_empty_set_needs_a_recorded_sole_survivor() {
 }
 
 #[test]
+fn in_bounded_an_empty_set_needs_a_recorded_sole_survivor_too() {
+    let mut permit = permit(DurabilityMode::Bounded);
+    permit.waited_for.clear();
+    permit.exposure_max = Some(Duration::from_secs(10));
+    let release = judge(0, &permit, 400, 100, &[]);
+    assert_eq!((release.upto, release.reason), (Lsn(100), GateReason::NobodyWaitedFor));
+    // Recorded: the ceiling is lifted, and commits go on.
+    permit.exposure_max = None;
+    permit.sole_survivor = true;
+    assert_eq!(judge(0, &permit, 400, 100, &[]).upto, Lsn(400));
+}
+
+#[test]
 fn in_bounded_the_ceiling_holds_and_the_way_to_it_is_slowed() {
     let ms = |value: u64| BootInstant(value * 1_000_000);
     let mut permit = permit(DurabilityMode::Bounded);

@@ -12,6 +12,7 @@ mod machine;
 mod metadata;
 mod model;
 mod runs;
+mod sim;
 mod step;
 
 use std::process::ExitCode;
@@ -49,6 +50,12 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Run the seeded simulator, for instance `--seeds 1000`, `--seed 7`, `--seeded-bugs`.
+    Sim {
+        /// Arguments of `understudy-sim sim`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Install what is missing, build the binary and run `understudy demo`.
     Demo {
         /// Arguments of `understudy demo`, for instance `--rounds 3`.
@@ -69,6 +76,7 @@ fn main() -> ExitCode {
         Verb::Fix => runs::fix(),
         Verb::CheckDeps => runs::check_deps(),
         Verb::Test { no_verify, runner_args } => runs::test(no_verify, &runner_args),
+        Verb::Sim { args } => sim::sim(&args),
         Verb::Demo { args } => runs::demo(&args),
         Verb::Chaos { args } => chaos::chaos(&args),
         Verb::Model { args } => model::run(&args),

@@ -4,7 +4,7 @@
 //! Until the report is accepted nothing was acknowledged under the new epoch, so the leader may
 //! supersede it at any moment; the linearizable read before the promotion keeps the two apart.
 
-use understudy_types::{BootInstant, Lsn, NodeId, PromotionId, SealedEnd};
+use understudy_types::{BootInstant, Lsn, NodeId, PromotionId, SealedEnd, SeededBug};
 
 use super::{Action, Completion, Core, Grant, Role, Slot, Task, TaskFailure};
 use crate::state::{Command, HolderProof, Mark, Phase, Promoting};
@@ -116,7 +116,11 @@ impl Core {
     fn watch_replay(&mut self, promoting: &Promoting, sealed: SealedEnd, idle: bool) {
         let facts = self.postgres_facts().cloned();
         let replayed = facts.as_ref().and_then(|facts| facts.replay_lsn);
-        if replayed.is_some_and(|lsn| lsn >= sealed.record_end_lsn) {
+        let target_lsn = match SeededBug::WaitForSealInsideRecord.is_on() {
+            true => sealed.durable_lsn,
+            false => sealed.record_end_lsn,
+        };
+        if replayed.is_some_and(|lsn| lsn >= target_lsn) {
             self.trouble = None;
             self.candidate().step = Step::ConfirmingAgain(sealed);
             self.run(Task::ReadIndex);
@@ -171,7 +175,7 @@ impl Core {
             timeline: promoting.timeline,
             system_id: self.state.identity.as_ref()?.system_id?,
             history: self.state.history(),
-            exposed_for: self.exposed_for(),
+            exposed_since: self.exposed_since(),
         })
     }
 

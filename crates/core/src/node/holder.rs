@@ -271,7 +271,7 @@ impl Core {
     }
 
     fn renew_when_due(&mut self, now: BootInstant) {
-        if self.stage().gives_up() {
+        if self.stage().gives_up() && !SeededBug::ReleaseWhileRenewing.is_on() {
             return;
         }
         let accepted = self.state.holder.as_ref().map_or(0, |holder| holder.seq);
@@ -502,6 +502,9 @@ impl Core {
 
     /// Everything that was ever acknowledged is durable there (`zero`), or as good as (`bounded`).
     fn caught_up(&mut self, source: &SourcePositions, receiver: &ReceiverPosition) -> bool {
+        if SeededBug::StrengthenWithoutFloor.is_on() {
+            return true;
+        }
         let floor = self.stage().floor.max(source.released_lsn);
         match self.mode_in_force() {
             DurabilityMode::Zero => receiver.durable_lsn >= floor,

@@ -108,6 +108,10 @@ impl ChallengerClock {
     pub fn observe(&mut self, now: BootInstant, state: &ClusterState, timing: &Timing) {
         let Some(holder) = &state.holder else { return };
         let key = (state.epoch, holder.seq, state.active().is_some());
+        if self.seen.is_none() && SeededBug::NoWaitAfterStart.is_on() {
+            self.seen = Some(key);
+            self.over_at = now;
+        }
         if self.seen != Some(key) {
             self.seen = Some(key);
             self.seen_at = now;

@@ -279,9 +279,9 @@ pub struct Grant {
     /// The cluster's history up to and including this, oldest first; without it while it is not yet
     /// reported.
     pub history: Vec<Lineage>,
-    /// How long what an earlier process acknowledged may have been exposed by now: counted in, so that
-    /// a restart never makes exposure look smaller.
-    pub exposed_for: Duration,
+    /// Since when what was acknowledged before may have been exposed, on this node's clock: counted in, so
+    /// that a restart never makes exposure look smaller. A moment, because the server's start takes time.
+    pub exposed_since: BootInstant,
 }
 
 /// Something to do.
@@ -352,6 +352,15 @@ pub struct Core {
     state: Arc<ClusterState>,
     local: LocalView,
     source: SourceView,
+    /// The moment of the event in hand.
+    now: BootInstant,
+    /// The newest accepted renewal, and when it was applied here; at first the own start.
+    published_at: Option<((Epoch, u64), BootInstant)>,
+    /// Under which epoch this process released how far, and the earliest moment at which the newest
+    /// release may have been.
+    released_at: Option<(Epoch, Lsn, BootInstant)>,
+    /// When positions came last, while there is a source.
+    positions_at: Option<BootInstant>,
     peers: BTreeMap<NodeId, HeardReport>,
     is_leader: bool,
     majority: bool,
@@ -387,6 +396,10 @@ impl Core {
             state: Arc::default(),
             local: LocalView::default(),
             source: None,
+            now: BootInstant::ZERO,
+            published_at: None,
+            released_at: None,
+            positions_at: None,
             peers: BTreeMap::new(),
             is_leader: false,
             majority: false,
@@ -412,6 +425,7 @@ impl Core {
 
     /// Takes an event and decides what follows from it.
     pub fn handle_event(&mut self, now: BootInstant, event: Event) {
+        self.now = now;
         match event {
             Event::Tick => {}
             Event::State { state, applied } => self.take_state(now, state, applied),
@@ -428,7 +442,7 @@ impl Core {
                 self.wall_unix_us = wall_unix_us;
                 self.fresh.get_or_insert(fresh);
             }
-            Event::Source(view) => self.source = view,
+            Event::Source(view) => self.take_positions(now, view),
             Event::Peer(report) => {
                 self.peers.insert(report.node, HeardReport { at: now, report });
             }
@@ -518,6 +532,21 @@ impl Core {
         &self.peers
     }
 
+    fn take_positions(&mut self, now: BootInstant, view: SourceView) {
+        if let Some(source) = &view {
+            let epoch = self.state.epoch;
+            let known = self.released_at.filter(|(of, ..)| *of == epoch).map(|(_, lsn, _)| lsn);
+            if known.is_none_or(|known| source.released_lsn > known) {
+                // It may have been released at any time since the positions before: a process that was
+                // suspended in between learns late.
+                let earliest = self.positions_at.unwrap_or(now);
+                self.released_at = Some((epoch, source.released_lsn, earliest));
+            }
+        }
+        self.positions_at = view.as_ref().map(|_| now);
+        self.source = view;
+    }
+
     fn take_state(
         &mut self,
         now: BootInstant,
@@ -526,6 +555,12 @@ impl Core {
     ) {
         self.state = state;
         self.challenger.observe(now, &self.state, &self.timing);
+        let newest = self.state.holder.as_ref().map_or(0, |holder| holder.seq);
+        let newest = (self.state.epoch, newest);
+        // A grant publishes nothing: what was published last only grows older by it.
+        if self.published_at.is_none_or(|(known, _)| known != newest && newest.1 > 0) {
+            self.published_at = Some((newest, now));
+        }
         if let Some((command, outcome)) = applied {
             self.settle(&command, &outcome);
         }
@@ -730,13 +765,20 @@ impl Core {
             timeline: current.timeline,
             system_id: self.state.identity.as_ref()?.system_id?,
             history: self.state.history(),
-            exposed_for: self.exposed_for(),
+            exposed_since: self.exposed_since(),
         })
     }
 
-    fn exposed_for(&self) -> Duration {
+    fn exposed_since(&self) -> BootInstant {
         let published = self.state.holder.as_ref().and_then(|holder| holder.published.as_ref());
-        published.map_or(Duration::ZERO, |published| published.exposure.time) + self.timing.ttl
+        let exposure = published.map_or(Duration::ZERO, |published| published.exposure.time);
+        // It was published up to one ttl before it was applied, and the next acknowledgement ends a span
+        // that has gone on since the newest one: without that an outage would not count, and the ceiling
+        // be exceeded (I6).
+        let own = self.released_at.filter(|(epoch, ..)| *epoch == self.state.epoch);
+        let newest = own.map(|(.., at)| at).or(self.published_at.map(|(_, at)| at));
+        let since = newest.map_or(Duration::ZERO, |at| self.now.since(at));
+        self.now - (exposure + self.timing.ttl + since)
     }
 }
 

@@ -147,7 +147,8 @@ impl ClusterState {
         published: &Published,
     ) -> Applied {
         self.check_epoch(by.epoch)?;
-        // Once the next epoch is granted the order has done that: who was granted it renews.
+        // Only the holder that the order is against: whoever is being promoted instead, or takes the
+        // lease back because nobody else could, has to be able to renew, or the order never ends.
         let order_pending = self.order.is_some() && self.phase == Phase::Running;
         let holder = self.holder.as_mut().ok_or(Rejection::NotHolder(by.node))?;
         if holder.node != by.node {

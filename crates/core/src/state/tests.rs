@@ -325,6 +325,29 @@ fn an_ordered_failover_stops_renewals_until_it_has_ended() {
     assert_eq!(*status, OperationStatus::Failed("nobody".to_owned()));
 }
 
+#[test]
+fn whoever_takes_the_lease_back_during_an_order_can_renew_and_the_order_ends() {
+    let mut bench = Bench::protected(DurabilityMode::Zero);
+    bench.accept(Command::OrderFailover {
+        to: B,
+        epoch: bench.state.epoch,
+        caller: "person ada (operator)".to_owned(),
+        reason: "patch".to_owned(),
+        at_unix_us: 1,
+    });
+    let operation = bench.index;
+    let seq = bench.state.holder.as_ref().unwrap().seq;
+    let by = bench.proof(A, 1);
+    bench.accept(Command::Release { by, seq, cause: ReleaseCause::Fenced });
+    bench.promote(B, PromoteCause::Released, tli(2), Some(900));
+    bench.promote(A, PromoteCause::Supersede, tli(1), None);
+    let renew = bench.renew(A, 1, 1);
+    bench.accept(renew);
+    bench.promoted(A, None);
+    let status = &bench.state.operations[&operation].status;
+    assert!(matches!(status, OperationStatus::Failed(_)), "{status:?}");
+}
+
 /// A command of some kind, right or wrong, from the state's point of view.
 fn arbitrary(bench: &mut Bench, choice: u8, a: u64, b: u64) -> Command {
     let node = NodeId(a % 4);

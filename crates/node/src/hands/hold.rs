@@ -118,7 +118,7 @@ impl Hands {
                 },
                 segment_size: control.segment_size,
                 slot_prefix: SLOT_PREFIX.to_owned(),
-                assumed_since: options.clock.now() - grant.exposed_for,
+                assumed_since: grant.exposed_since,
                 journal: Some(options.journal.clone()),
             },
             options.cell.clone(),

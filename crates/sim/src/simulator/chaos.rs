@@ -1,0 +1,362 @@
+//! Faults begin and end here, and after the last of them the world has to become whole.
+
+use std::time::Duration;
+
+use understudy_checks::protocol;
+use understudy_core::state::{OperationStatus, Phase};
+use understudy_core::{Command, OnSoleSurvivor};
+use understudy_types::{DurabilityMode, NodeId};
+
+use super::plan::{Fault, MS, Planned, SEC};
+use super::raft::Proposal;
+use super::world::{Happening, Stage, World, note};
+
+/// Without faults the cluster is whole again within this.
+const WHOLE_WITHIN: u64 = 150 * SEC;
+/// A calm cluster that loses its active site goes on within this.
+const TAKEOVER_WITHIN: u64 = 15 * SEC;
+/// The cluster has been whole for this long when its active site is lost.
+const SETTLED: u64 = 3 * SEC;
+/// A fault that finds nothing to hurt is tried again.
+const ATTEMPTS_MAX: u8 = 40;
+
+impl World {
+    pub(crate) fn fire(&mut self, fault: Fault) {
+        *self.fired.entry(fault).or_default() += 1;
+    }
+
+    pub(crate) fn try_fault(&mut self, index: usize, attempts: u8) {
+        if self.stage != Stage::Faults {
+            return;
+        }
+        let mut planned = self.plan.faults[index];
+        if planned.at_active
+            && let Some(active) = self.raft.state().active()
+        {
+            let other = planned.node;
+            planned.node = self.index_of(active);
+            planned.other = if other == planned.node { (other + 1) % 3 } else { other };
+        }
+        let worked = self.begin_fault(planned);
+        if worked {
+            note!(
+                self,
+                "FAULT {} at n{} for {} ms",
+                planned.fault,
+                planned.node + 1,
+                planned.length / MS
+            );
+            let by_itself = matches!(
+                planned.fault,
+                Fault::LateCommits | Fault::DoubleCommits | Fault::TasksFail
+            );
+            // Those count when they hit something.
+            if !by_itself {
+                self.fire(planned.fault);
+            }
+        } else if attempts < ATTEMPTS_MAX {
+            self.after(500 * MS, Happening::Fault { index, attempts: attempts + 1 });
+        }
+    }
+
+    fn begin_fault(&mut self, planned: Planned) -> bool {
+        let Planned { node, other, length, .. } = planned;
+        let until = self.now + length;
+        let data_node = if node == 2 { other.min(1) } else { node };
+        match planned.fault {
+            Fault::DaemonCrash => {
+                self.runs(node) && {
+                    self.kill_daemon(node, length);
+                    true
+                }
+            }
+            Fault::MachineCrash => {
+                self.machines[node].powered && {
+                    self.power_off(node);
+                    self.after(length, Happening::PowerOn(node));
+                    true
+                }
+            }
+            Fault::DaemonFreeze => self.freeze(node, until, true, false),
+            Fault::ServerFreeze => self.freeze(data_node, until, false, true),
+            Fault::SiteFreeze => self.freeze(data_node, until, true, true),
+            Fault::PostmasterKill => self.kill_postmaster(data_node),
+            Fault::ServerRestart => self.restart_in_place(data_node),
+            Fault::Suspend => self.suspend(node, until),
+            Fault::CoreStall => {
+                let runs = self.runs(node) && self.machines[node].inbox.is_empty();
+                if runs {
+                    self.machines[node].stalled_until = until;
+                }
+                runs
+            }
+            Fault::Cut => self.cut(&[(node, other), (other, node)], until),
+            Fault::CutOneWay => self.cut(&[(node, other)], until),
+            Fault::Isolate => {
+                let others: Vec<(usize, usize)> =
+                    (0..3).filter(|o| *o != node).flat_map(|o| [(node, o), (o, node)]).collect();
+                self.cut(&others, until)
+            }
+            Fault::Flap => {
+                let once = self.random.spread(50 * MS, 3 * SEC);
+                let worked = self.cut(&[(node, other), (other, node)], self.now + once);
+                if worked && length > once {
+                    // The rest of the flapping is the same fault again, a little later.
+                    self.plan.faults.push(Planned { length: length - once, ..planned });
+                    let index = self.plan.faults.len() - 1;
+                    let pause = self.random.spread(50 * MS, 2 * SEC);
+                    self.after(once + pause, Happening::Fault { index, attempts: ATTEMPTS_MAX });
+                }
+                worked
+            }
+            Fault::SlowLink => {
+                self.slow_until[node][other] = until;
+                true
+            }
+            Fault::SlowDisk => {
+                self.machines[node].slow_disk_until = until;
+                true
+            }
+            Fault::JournalError => {
+                let writes = self.runs(data_node) && self.machines[data_node].journal.syncing;
+                if writes {
+                    self.kill_daemon(data_node, length.min(10 * SEC));
+                }
+                writes
+            }
+            Fault::LeaderChange => self.raft.leader.is_some_and(|leader| self.elect(Some(leader))),
+            Fault::SlowCommits => {
+                self.raft.slow_until = until;
+                true
+            }
+            Fault::LateCommits => {
+                self.raft.late_until = until.max(self.now + 10 * SEC);
+                true
+            }
+            Fault::DoubleCommits => {
+                self.raft.double_until = until.max(self.now + 10 * SEC);
+                true
+            }
+            Fault::WallJump => {
+                let far = i64::try_from(self.random.between(0, 7_200_000_000)).unwrap_or(0);
+                self.machines[node].wall_offset_us = far - 3_600_000_000;
+                true
+            }
+            Fault::Order => self.order(),
+            Fault::Pause => self.pause(length),
+            Fault::TasksFail => {
+                self.machines[data_node].tasks_fail_until = until.max(self.now + 5 * SEC);
+                true
+            }
+            Fault::SlowReplay => {
+                self.machines[data_node].slow_replay_until = until;
+                true
+            }
+        }
+    }
+
+    fn freeze(&mut self, node: usize, until: u64, daemon: bool, server: bool) -> bool {
+        let fits = (!daemon || self.runs(node))
+            && (!server || self.machines[node].server_running(self.now).is_some());
+        if fits {
+            let machine = &mut self.machines[node];
+            machine.frozen_until = if daemon { until } else { machine.frozen_until };
+            machine.server_frozen_until = if server { until } else { machine.server_frozen_until };
+        }
+        fits
+    }
+
+    fn kill_postmaster(&mut self, node: usize) -> bool {
+        let found = self.machines[node].server.as_mut().filter(|server| server.postmaster);
+        found.is_some_and(|server| {
+            server.postmaster = false;
+            true
+        })
+    }
+
+    /// With `standby.signal` beside a running primary it comes up in recovery.
+    fn restart_in_place(&mut self, node: usize) -> bool {
+        let machine = &mut self.machines[node];
+        let Some(server) = &mut machine.server else { return false };
+        if !server.primary || !server.postmaster {
+            return false;
+        }
+        server.primary = false;
+        server.waiting.clear();
+        server.socket = None;
+        machine.data.wal.crash();
+        server.replay = machine.data.wal.record_end();
+        true
+    }
+
+    fn suspend(&mut self, node: usize, until: u64) -> bool {
+        let machine = &mut self.machines[node];
+        if !machine.powered || self.now < machine.suspended_until {
+            return false;
+        }
+        machine.suspended_until = until;
+        // Nothing runs there until then, so nobody sees the clock in between.
+        machine.slept += until - self.now;
+        true
+    }
+
+    fn cut(&mut self, links: &[(usize, usize)], until: u64) -> bool {
+        let mut worked = false;
+        for (from, to) in links {
+            worked |= self.link_up(*from, *to);
+            self.cut_until[*from][*to] = self.cut_until[*from][*to].max(until);
+        }
+        worked
+    }
+
+    fn order(&mut self) -> bool {
+        let state = self.raft.state().clone();
+        let Some(active) = state.active() else { return false };
+        let to = if active == NodeId(1) { NodeId(2) } else { NodeId(1) };
+        let can = state.order.is_none() && state.durability.eligible.contains(&to);
+        can && self.command(Command::OrderFailover {
+            to,
+            epoch: state.epoch,
+            caller: "operator".to_owned(),
+            reason: "simulated".to_owned(),
+            at_unix_us: 1,
+        })
+    }
+
+    fn pause(&mut self, length: u64) -> bool {
+        let until = i64::try_from((self.now + length) / 1000).expect("a run is short");
+        self.command(Command::Pause {
+            until_unix_us: until,
+            caller: "operator".to_owned(),
+            reason: "simulated".to_owned(),
+            at_unix_us: 1,
+        })
+    }
+
+    /// An operator's command, by way of the leader.
+    fn command(&mut self, command: Command) -> bool {
+        let Some(leader) = self.raft.leader else { return false };
+        let id = self.number();
+        let before = self.raft.log.len();
+        let proposal = Proposal::new(leader, command, self.raft.term);
+        self.raft.proposals.insert(id, proposal);
+        self.commit(id, u8::MAX - 1);
+        self.raft.log.len() > before
+            && self.raft.log.last().is_some_and(|entry| entry.outcome.is_accepted())
+    }
+
+    /// Every fault is removed (a freeze ends by itself, within seconds); from here on only the liveness of
+    /// the protocol counts.
+    pub(crate) fn heal(&mut self) {
+        note!(self, "every fault is removed");
+        self.stage = Stage::Healing { since: self.now };
+        self.acked_in_stage = false;
+        self.cut_until = [[0; 3]; 3];
+        self.slow_until = [[0; 3]; 3];
+        self.raft.slow_until = 0;
+        self.raft.late_until = 0;
+        self.raft.double_until = 0;
+        for node in 0..3 {
+            let soon = self.random.between(MS, 2000 * MS);
+            let machine = &mut self.machines[node];
+            machine.slow_disk_until = 0;
+            machine.slow_replay_until = 0;
+            machine.tasks_fail_until = 0;
+            machine.wall_offset_us = 0;
+            let (powered, daemon, life) = (machine.powered, machine.daemon, machine.life);
+            if !powered {
+                self.after(soon, Happening::PowerOn(node));
+            } else if !daemon {
+                self.after(soon, Happening::DaemonStart(node, life));
+            }
+        }
+        self.after(SEC, Happening::Watch);
+    }
+
+    /// What is missing until the cluster is whole.
+    fn missing(&self) -> Option<String> {
+        let state = self.raft.state();
+        let words = |node: usize| {
+            let machine = &self.machines[node];
+            let standing = machine.core.standing(machine.clock(self.now));
+            format!("{} ({})", standing.word, standing.trouble.unwrap_or_default())
+        };
+        let all = || format!("north is {}, south is {}", words(0), words(1));
+        let Some(active) = state.active() else {
+            return Some(format!("nobody is active, the phase is {:?}; {}", state.phase, all()));
+        };
+        let machine = &self.machines[self.index_of(active)];
+        if !machine.core.standing(machine.clock(self.now)).serving {
+            return Some(format!("node {active} is active and does not serve; {}", all()));
+        }
+        let other = if active == NodeId(1) { NodeId(2) } else { NodeId(1) };
+        if !state.durability.eligible.contains(&other) {
+            return Some(format!("node {other} is not a passive that may be promoted; {}", all()));
+        }
+        if !self.acked_in_stage {
+            return Some(format!("no commit is acknowledged; {}", all()));
+        }
+        let running = |(_, o): (&u64, &understudy_core::state::Operation)| {
+            o.status == OperationStatus::Running
+        };
+        if state.order.is_some() || state.operations.iter().any(running) {
+            return Some("an operation has not ended".to_owned());
+        }
+        None
+    }
+
+    pub(crate) fn watch(&mut self) {
+        self.after(250 * MS, Happening::Watch);
+        match self.stage {
+            Stage::Faults | Stage::Done => {}
+            Stage::Healing { since } => match self.missing() {
+                // The next renewal publishes what the passive has; before it the passive may not be
+                // promoted, as far as the replicated state can tell.
+                None if self.now - self.whole_since >= SETTLED => self.lose_the_active(),
+                None => {}
+                Some(missing) => {
+                    self.whole_since = self.now;
+                    self.in_time(since, WHOLE_WITHIN, &missing);
+                }
+            },
+            Stage::Lost { since, machine } => {
+                let state = self.raft.state().clone();
+                let taken = state.phase == Phase::Running
+                    && state.active().is_some_and(|active| self.index_of(active) != machine);
+                let stalls = self.plan.config.on_sole_survivor == OnSoleSurvivor::Stall
+                    && self.plan.config.mode != DurabilityMode::BestEffort;
+                if taken && (stalls || self.acked_in_stage) {
+                    self.power_on(machine);
+                    self.acked_in_stage = false;
+                    self.stage = Stage::Returning { since: self.now };
+                } else {
+                    self.in_time(since, TAKEOVER_WITHIN, "the passive has not taken over");
+                }
+            }
+            Stage::Returning { since } => match self.missing() {
+                None => {
+                    self.check_end();
+                    self.stage = Stage::Done;
+                }
+                Some(missing) => self.in_time(since, WHOLE_WITHIN, &missing),
+            },
+        }
+    }
+
+    fn in_time(&mut self, since: u64, within: u64, missing: &str) {
+        if self.now - since > within {
+            let within = Duration::from_nanos(within);
+            self.judge(protocol::without_faults_it_comes_to_pass(Some(missing), within));
+        }
+    }
+
+    /// The calm test at the end: the active site is lost at once, and nothing else is wrong.
+    fn lose_the_active(&mut self) {
+        let Some(active) = self.raft.state().active() else { return };
+        let machine = self.index_of(active);
+        note!(self, "whole again; now n{} is lost", machine + 1);
+        self.power_off(machine);
+        self.acked_in_stage = false;
+        self.stage = Stage::Lost { since: self.now, machine };
+    }
+}

@@ -1,0 +1,241 @@
+//! Holds each step against the truth of the whole world, with the functions of `checks::protocol`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use understudy_checks::protocol::{self, GivingBack, Release, Truth};
+use understudy_core::ClusterState;
+use understudy_core::state::Phase;
+use understudy_types::{DurabilityMode, Lineage, Lsn, NodeId};
+
+use super::machine::{Acked, Written};
+use super::world::{World, note};
+
+/// A measured span may be too long by drift on both sides and by what is sampled together.
+const SAMPLED: Duration = Duration::from_millis(5);
+
+impl World {
+    /// A status update was written: everything that has to be true of a release.
+    pub(crate) fn check_write(&mut self, node: usize, written: &Written) {
+        let state = self.raft.state().clone();
+        let machine = &self.machines[node];
+        let release = Release {
+            node: machine.id,
+            epoch: written.epoch,
+            upto_lsn: Lsn(written.upto),
+            mode: written.permit.mode,
+            waited_for: &written.permit.waited_for,
+        };
+        let durable = self.durable_everywhere();
+        let same = state.epoch == written.epoch && state.phase == Phase::Running;
+        let eligible: Vec<NodeId> = match same {
+            true => state.durability.eligible.iter().copied().collect(),
+            false => Vec::new(),
+        };
+        let truth = Truth {
+            newest_epoch: state.epoch,
+            flush_lsn: Lsn(machine.data.wal.bytes()),
+            durable: &durable,
+            eligible: &eligible,
+            credit: self.raft.credit,
+        };
+        let late = self.now > written.decided_at + self.plan.write_delay_max;
+        let mut judged =
+            protocol::in_zero_a_release_is_durable_at_everybody_waited_for(&release, &truth);
+        if late {
+            // Mistake 14: decided in time, and delivered by a process that was frozen in between.
+            self.late_releases += 1;
+        } else {
+            judged = judged
+                .and_then(|()| {
+                    protocol::nobody_acknowledges_under_an_epoch_that_was_superseded(
+                        &release, &truth,
+                    )
+                })
+                .and_then(|()| protocol::whoever_is_eligible_is_waited_for(&release, &truth));
+        }
+        if same {
+            judged =
+                judged.and_then(|()| protocol::a_release_stays_within_the_credit(&release, &truth));
+        }
+        let decided = protocol::a_release_is_decided_before_the_deadline(
+            written.decided_local,
+            written.permit.deadline,
+        );
+        let open = self.open_gates();
+        self.judge(judged);
+        self.judge(decided);
+        self.judge(protocol::at_most_one_gate_is_open(&open));
+        self.check_exposure(node, written);
+    }
+
+    /// Whoever could acknowledge at this moment.
+    pub(crate) fn open_gates(&self) -> Vec<NodeId> {
+        let open = self.machines.iter().filter(|m| m.powered && m.gate_is_open(self.now));
+        open.map(|machine| machine.id).collect()
+    }
+
+    fn check_exposure(&mut self, node: usize, written: &Written) {
+        let Some(ceiling) = written.permit.exposure_max else { return };
+        let machine = &self.machines[node];
+        let new = machine.server.as_ref().and_then(|s| s.waiting.front());
+        let Some(source) = &machine.source else { return };
+        if new.is_none_or(|waiter| waiter.end > written.upto) {
+            return;
+        }
+        let known = |id: &NodeId| {
+            let told = source.receivers.get(id).map_or(Lsn::ZERO, |r| r.durable_lsn);
+            let other = &self.machines[self.index_of(*id)];
+            // A whole standby holds what its base backup brought, before its journal has it.
+            let data = &other.data;
+            let copied = data.wal.last_complete().filter(|last| {
+                let same = machine.data.wal.at(last.start).is_some_and(|rec| rec.id == last.id);
+                data.present && !data.incomplete && same
+            });
+            let copied = copied.map_or(0, |last| last.end);
+            told.max(other.durable_lsn()).0.max(copied)
+        };
+        let waited = &written.permit.waited_for;
+        let best = || source.receivers.keys().map(known).max();
+        let surviving = waited.iter().map(known).min().or_else(best).unwrap_or(0);
+        let index = self.acks.partition_point(|ack| ack.end <= surviving);
+        let Some(oldest) = self.acks.get(index) else { return };
+        let late = self.raft.state().epoch > written.epoch;
+        if late || self.somebody_was_away(oldest.decided_at, written.decided_at) {
+            return;
+        }
+        let span = Duration::from_nanos(written.decided_at.saturating_sub(oldest.decided_at));
+        let drift = f64::from(self.plan.timing.drift_ppm) / 1e6;
+        let allowed = ceiling.mul_f64(1.0 + 2.0 * drift) + SAMPLED;
+        self.judge(protocol::exposure_stays_below_the_ceiling(span, allowed));
+    }
+
+    /// A new epoch runs: what was acknowledged and is not in its WAL is lost.
+    pub(crate) fn account_for_losses(&mut self, node: usize) {
+        let mode = self.plan.config.mode;
+        let wal = &self.machines[node].data.wal;
+        let (kept, lost): (Vec<_>, Vec<_>) = std::mem::take(&mut self.acks)
+            .into_iter()
+            .partition(|ack| wal.holds(Lsn(ack.start), ack.id));
+        let newest = kept.iter().chain(&lost).map(|ack| ack.decided_at).max().unwrap_or(0);
+        let oldest = lost.iter().map(|ack| ack.decided_at).min().unwrap_or(newest);
+        let span = Duration::from_nanos(newest - oldest);
+        let missing: Vec<_> = lost.iter().map(|ack| (Lsn(ack.end), ack.epoch)).collect();
+        self.lost_count += lost.len() as u64;
+        self.acks = kept;
+        note!(self, "n{} runs the new epoch; lost {} over {span:?}", node + 1, missing.len());
+        self.judge(protocol::in_zero_every_acknowledged_commit_survives(mode, &missing));
+        let drift = f64::from(self.plan.timing.drift_ppm) / 1e6;
+        let allowed = self.plan.config.rpo.mul_f64(1.0 + 2.0 * drift) + SAMPLED;
+        if !self.somebody_was_away(oldest, newest) {
+            let judged =
+                protocol::in_bounded_a_failover_loses_at_most_the_ceiling(mode, span, allowed);
+            self.judge(judged);
+        }
+    }
+
+    /// Mistake 14: acknowledged under an older epoch by a process that was frozen between the decision
+    /// and the write. In zero that is harmless, because the survivor has it; in the other modes it is
+    /// lost like what was delivered in time.
+    pub(crate) fn delivered_late(&mut self, acked: &[Acked], active: Option<NodeId>) {
+        let Some(active) = active else { return };
+        let wal = &self.machines[self.index_of(active)].data.wal;
+        let lacks = |ack: &&Acked| !wal.holds(Lsn(ack.start), ack.id);
+        let missing: Vec<_> =
+            acked.iter().filter(lacks).map(|ack| (Lsn(ack.end), ack.epoch)).collect();
+        self.lost_count += missing.len() as u64;
+        let mode = self.plan.config.mode;
+        self.judge(protocol::in_zero_every_acknowledged_commit_survives(mode, &missing));
+    }
+
+    /// A daemon began in between: how long it had been away it cannot know, so exposure leaves that out
+    /// (docs/decisions/0011-simulator.md).
+    fn somebody_was_away(&self, from: u64, to: u64) -> bool {
+        self.starts.iter().any(|start| (from..=to).contains(start))
+    }
+
+    /// A release was accepted: nothing of the holder may still run.
+    pub(crate) fn check_release(&mut self, by: NodeId) {
+        let machine = &self.machines[self.index_of(by)];
+        let still = GivingBack {
+            processes_left: machine.server.is_some() && machine.release_proposed.is_some(),
+            gate_open: machine.gate_is_open(self.now),
+            renews: false,
+        };
+        self.judge(protocol::a_lease_is_given_back_only_when_everything_has_stopped(by, still));
+    }
+
+    /// A node was recorded as eligible.
+    pub(crate) fn check_joined(&mut self, node: NodeId, state: &ClusterState) {
+        let durable = self.machines[self.index_of(node)].durable_lsn().0;
+        let missing = self.acks.iter().rev().take_while(|ack| ack.end > durable).count();
+        let mode = state.durability.mode;
+        self.judge(protocol::whoever_joins_in_zero_holds_all_that_was_acknowledged(
+            mode, node, missing,
+        ));
+    }
+
+    /// A standby starts: what it holds has to be the cluster's.
+    pub(crate) fn check_standby(&mut self, node: usize, history: &[Lineage]) {
+        let machine = &self.machines[node];
+        let Some(last) = machine.data.wal.last_complete().copied() else { return };
+        if let Phase::Promoting(promoting) = &self.raft.state().phase
+            && promoting.to == machine.id
+        {
+            return; // a candidate starts its own standby again, maybe after its promotion
+        }
+        let place = history.iter().position(|entry| entry.timeline == last.timeline);
+        let beyond = match place {
+            None => Some(Lsn(last.start)),
+            Some(place) => {
+                let fork = history.get(place + 1).and_then(|next| next.fork_lsn);
+                fork.filter(|fork| last.end > fork.0)
+            }
+        };
+        let id = machine.id;
+        self.judge(protocol::a_standby_is_on_the_cluster_s_history(id, beyond));
+    }
+
+    pub(crate) fn check_replay(&mut self, node: usize) {
+        let machine = &self.machines[node];
+        let replay = machine.server.as_ref().map_or(Lsn::ZERO, |server| Lsn(server.replay));
+        self.judge(protocol::a_standby_is_not_ahead_of_its_journal(replay, machine.durable_lsn()));
+    }
+
+    /// At the end: the log once more from its beginning, and both sites' WAL beside each other.
+    pub(crate) fn check_end(&mut self) {
+        let mut state = ClusterState::default();
+        let mut equal = true;
+        let mut index = 0;
+        for entry in &self.raft.log {
+            index += 1;
+            if let Some(command) = &entry.command {
+                equal &= state.apply(index, command) == entry.outcome && state == *entry.state;
+            }
+        }
+        self.judge(protocol::the_same_log_gives_the_same_state(equal, index));
+        let [north, south] = [0, 1].map(|node| &self.machines[node].data.wal);
+        let differs = north.first_difference(south).map(Lsn);
+        let missing: Vec<_> = self
+            .acks
+            .iter()
+            .filter(|ack| ![north, south].iter().any(|wal| wal.holds(Lsn(ack.start), ack.id)))
+            .map(|ack| (Lsn(ack.end), ack.epoch))
+            .collect();
+        self.judge(protocol::no_durable_byte_is_overwritten(NodeId(2), differs));
+        // What is acknowledged and neither lost in a failover nor here would be lost unseen.
+        self.judge(protocol::in_zero_every_acknowledged_commit_survives(
+            DurabilityMode::Zero,
+            &missing,
+        ));
+    }
+
+    /// How many commits were acknowledged in which mode.
+    pub(crate) fn acked_by_mode(&self) -> BTreeMap<DurabilityMode, u64> {
+        let mut by_mode = BTreeMap::new();
+        for ack in &self.acks {
+            *by_mode.entry(ack.mode).or_default() += 1;
+        }
+        by_mode
+    }
+}
