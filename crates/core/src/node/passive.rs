@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use understudy_types::{Admission, BootInstant, Epoch, NodeId, PermitSerial, SeededBug};
 
-use super::{Action, Completion, Core, DataView, FollowEnd, PostgresView, Role, Task, TaskFailure};
+use super::{
+    Action, Completion, Core, DataView, FollowEnd, PostgresFacts, PostgresView, Role, Task,
+    TaskFailure,
+};
 use crate::rejoin::{self, Plan, Rung, Survey};
 use crate::state::Phase;
 
@@ -105,7 +108,7 @@ impl Core {
             PostgresView::Running(facts) => match facts.in_recovery {
                 // Written to, or about to be, by nobody who may: end it at once.
                 Some(false) => self.fence_passive(),
-                Some(true) if self.journal_is_current() => {
+                Some(true) if self.journal_is_current() && self.is_on_history(facts) => {
                     self.passive().step = Step::Following;
                 }
                 Some(true) => self.fence_passive(),
@@ -124,6 +127,14 @@ impl Core {
         self.run(Task::Fence);
     }
 
+    /// The timeline that the server replays belongs to the cluster. After a promotion that was never
+    /// reported it does not, although journal and lineage still say what they said before: such a
+    /// server, come up in recovery again, would pass for a passive by its positions alone.
+    fn is_on_history(&self, facts: &PostgresFacts) -> bool {
+        let known = |timeline| self.state.lineage.values().any(|l| l.timeline == timeline);
+        facts.timeline.is_none_or(known)
+    }
+
     /// The journal follows the WAL of the present promotion, so what runs on it may go on.
     fn journal_is_current(&self) -> bool {
         let current = self.state.last_granted().map(|(_, granted)| granted.promotion);
@@ -138,6 +149,11 @@ impl Core {
         let Some(holder) = self.state.active() else { return };
         match &self.local.postgres {
             PostgresView::Running(facts) if facts.in_recovery == Some(false) => {
+                self.fence_passive();
+                return;
+            }
+            PostgresView::Running(facts) if !self.is_on_history(facts) => {
+                self.trouble = Some("the standby replays a timeline of its own".to_owned());
                 self.fence_passive();
                 return;
             }
