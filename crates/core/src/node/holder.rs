@@ -452,7 +452,13 @@ impl Core {
         let members: Vec<NodeId> =
             self.state.data_nodes().filter(|node| *node != self.me).collect();
         for node in members {
-            if self.state.durability.waited.contains(&node) {
+            // Waited for and not eligible: a mark came late. It is cleared, and the node recorded anew, as
+            // for one that joins; else it would be waited for without ever protecting anything.
+            let eligible = self.state.durability.eligible.contains(&node);
+            if self.state.durability.waited.contains(&node) && !eligible {
+                self.weaken_if_lost(now, &source, node);
+                self.strengthen(now, &source, node);
+            } else if eligible {
                 let stage = self.stage();
                 stage.pending_adds.remove(&node);
                 stage.proposed_adds.remove(&node);

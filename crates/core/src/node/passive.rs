@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use understudy_types::{Admission, BootInstant, Epoch, NodeId, PermitSerial, SeededBug};
 
-use super::{Action, Completion, Core, DataView, FollowEnd, PostgresView, Role, Task, TaskFailure};
+use super::{
+    Action, Completion, Core, DataView, FollowEnd, PostgresFacts, PostgresView, Role, Task,
+    TaskFailure,
+};
 use crate::rejoin::{self, Plan, Rung, Survey};
 
 /// A standby that answers nothing for this long is started again.
@@ -112,7 +115,7 @@ impl Core {
             PostgresView::Running(facts) => match facts.in_recovery {
                 // Written to, or about to be, by nobody who may: end it at once.
                 Some(false) => self.fence_passive(),
-                Some(true) if self.journal_is_current() => {
+                Some(true) if self.journal_is_current() && self.is_on_history(facts) => {
                     self.passive().step = Step::Following;
                 }
                 Some(true) => self.fence_passive(),
@@ -129,6 +132,14 @@ impl Core {
         self.unfollow();
         self.passive().step = Step::Fencing;
         self.run(Task::Fence);
+    }
+
+    /// The timeline that the server replays belongs to the cluster. After a promotion that was never
+    /// reported it does not, although journal and lineage still say what they said before: such a
+    /// server, come up in recovery again, would pass for a passive by its positions alone.
+    fn is_on_history(&self, facts: &PostgresFacts) -> bool {
+        let known = |timeline| self.state.lineage.values().any(|l| l.timeline == timeline);
+        facts.timeline.is_none_or(known)
     }
 
     /// The journal follows the WAL of the present promotion, so what runs on it may go on.
@@ -154,6 +165,11 @@ impl Core {
                     "the standby has let no new session in for {:?}: its postmaster is frozen",
                     facts.door_silent_for
                 ));
+                self.fence_passive();
+                return;
+            }
+            PostgresView::Running(facts) if !self.is_on_history(facts) => {
+                self.trouble = Some("the standby replays a timeline of its own".to_owned());
                 self.fence_passive();
                 return;
             }

@@ -250,6 +250,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         note!(self, "every fault is removed");
         self.stage = Stage::Healing { since: self.now };
+        self.whole_since = self.now;
         self.acked_in_stage = false;
         self.cut_until = [[0; 3]; 3];
         self.slow_until = [[0; 3]; 3];
@@ -275,6 +276,9 @@ impl World {
 
     /// What is missing until the cluster is whole.
     fn missing(&self) -> Option<String> {
+        if (0..3).any(|node| !self.runs(node)) {
+            return Some("a daemon does not run yet".to_owned());
+        }
         let state = self.raft.state();
         let words = |node: usize| {
             let machine = &self.machines[node];
