@@ -480,7 +480,7 @@ fn a_holder_that_starts_anew_leaves_the_guardian_as_it_is_until_it_holds_the_lea
     world.machines.get_mut(&WITNESS).unwrap().alive = false;
     let committed = world.log.len();
     let north = world.machines.get_mut(&NORTH).unwrap();
-    for (command, outcome, state) in world.log[..committed].to_vec() {
+    for (command, outcome, state) in world.log[..committed].iter().cloned() {
         let applied = Some((command, outcome));
         north.core.handle_event(world.now, Event::State { state, applied });
         seen.push(north.core.guard_wish(world.now));
