@@ -48,9 +48,21 @@ fn owner() -> Option<(u32, u32)> {
     Some((fields[2].parse().unwrap(), fields[3].parse().unwrap()))
 }
 
+/// Below those that the kernel gives to clients: one of them could be taken again while the server is
+/// down, by anybody's connection.
+fn free_port() -> u16 {
+    let first = 20_000 + u16::try_from(std::process::id() % 10_000).expect("it is below 10000");
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    static TAKEN: std::sync::Mutex<Vec<u16>> = std::sync::Mutex::new(Vec::new());
+    let mut taken = TAKEN.lock().unwrap();
+    let port = (first..32_000).find(|port| !taken.contains(port) && free(port)).unwrap();
+    taken.push(port);
+    port
+}
+
 impl Server {
     fn new(root: &Path, name: &str) -> Server {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let owner = owner();
         let data = root.join(name);
         std::fs::create_dir(&data).unwrap();
@@ -94,6 +106,8 @@ impl Server {
         self.child = Some(postgres.spawn().unwrap());
         let deadline = Instant::now() + Duration::from_secs(20);
         while let Err(error) = self.session("postgres").await {
+            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "the server ended: {ended:?}");
             assert!(Instant::now() < deadline, "{error}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
