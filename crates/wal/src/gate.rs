@@ -220,7 +220,7 @@ fn bounded(
 /// How far apart releases are at this exposure: nothing up to a quarter of the ceiling, then ever further.
 ///
 /// A writer that waits for its commit writes nothing meanwhile, so this throttles what is written. It
-/// grows without bound towards the ceiling (up to [`PACE_MAX`]), so that there is a pace at which the
+/// grows without bound towards the ceiling (up to `PACE_MAX`), so that there is a pace at which the
 /// passive, if it receives at all, keeps up, and exposure settles there instead of at the ceiling.
 /// It begins as early as that because exposure is a time: what was written at full speed before
 /// is still on its way, and ages while it is. A passive that receives two thirds of what is written is
