@@ -7,6 +7,7 @@ use understudy_core::state::{OperationStatus, Phase};
 use understudy_core::{Command, OnSoleSurvivor};
 use understudy_types::{DurabilityMode, NodeId};
 
+use super::machine::Machine;
 use super::plan::{Fault, MS, Planned, SEC};
 use super::raft::Proposal;
 use super::world::{Happening, Stage, World, note};
@@ -73,7 +74,7 @@ impl World {
             Fault::MachineCrash => {
                 self.machines[node].powered && {
                     self.power_off(node);
-                    self.after(length, Happening::PowerOn(node));
+                    self.power_returns(node, length);
                     true
                 }
             }
@@ -266,7 +267,7 @@ impl World {
             machine.wall_offset_us = 0;
             let (powered, daemon, life) = (machine.powered, machine.daemon, machine.life);
             if !powered {
-                self.after(soon, Happening::PowerOn(node));
+                self.power_returns(node, soon);
             } else if !daemon {
                 self.after(soon, Happening::DaemonStart(node, life));
             }
@@ -278,6 +279,11 @@ impl World {
     fn missing(&self) -> Option<String> {
         if (0..3).any(|node| !self.runs(node)) {
             return Some("a daemon does not run yet".to_owned());
+        }
+        // These two end by themselves; a loss before that would not be one in calm.
+        let held_up = |m: &Machine| self.now < m.stalled_until.max(m.server_frozen_until);
+        if self.machines.iter().any(|m| held_up(m) || !m.inbox.is_empty()) {
+            return Some("a stall or a freeze has not ended".to_owned());
         }
         let state = self.raft.state();
         let words = |node: usize| {
@@ -334,7 +340,8 @@ impl World {
                     self.acked_in_stage = false;
                     self.stage = Stage::Returning { since: self.now };
                 } else {
-                    self.in_time(since, TAKEOVER_WITHIN, "the passive has not taken over");
+                    let missing = format!("the passive has not taken over: {}", self.verdicts());
+                    self.in_time(since, TAKEOVER_WITHIN, &missing);
                 }
             }
             Stage::Returning { since } => match self.missing() {
@@ -345,6 +352,17 @@ impl World {
                 Some(missing) => self.in_time(since, WHOLE_WITHIN, &missing),
             },
         }
+    }
+
+    /// What each living node says about a failover.
+    fn verdicts(&self) -> String {
+        let alive = (0..3).filter(|node| self.runs(*node));
+        let words = alive.map(|node| {
+            let machine = &self.machines[node];
+            let verdict = machine.core.verdict(machine.clock(self.now));
+            format!("n{} says {}", node + 1, verdict.reason)
+        });
+        words.collect::<Vec<_>>().join(", ")
     }
 
     fn in_time(&mut self, since: u64, within: u64, missing: &str) {

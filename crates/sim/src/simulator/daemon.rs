@@ -282,6 +282,13 @@ impl World {
         machine.server_dies();
     }
 
+    /// The power that was just lost comes back. Tied to this loss: power that is lost again meanwhile
+    /// comes back in its own time.
+    pub(crate) fn power_returns(&mut self, node: usize, after: u64) {
+        let life = self.machines[node].life;
+        self.after(after, Happening::PowerOn(node, life));
+    }
+
     pub(crate) fn power_on(&mut self, node: usize) {
         let machine = &mut self.machines[node];
         if machine.powered {

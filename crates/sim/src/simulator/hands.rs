@@ -195,6 +195,9 @@ impl World {
                 if self.machines[node].data.dirty_marker || !self.machines[node].data.present {
                     return failed("the data directory is incomplete", false);
                 }
+                if self.machines[node].data.timeline != grant.timeline {
+                    return failed("the data directory is on another timeline", false);
+                }
                 on(2, self.random.spread(100 * MS, 4 * SEC))
             }
             2 => {

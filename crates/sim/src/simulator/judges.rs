@@ -179,11 +179,6 @@ impl World {
     pub(crate) fn check_standby(&mut self, node: usize, history: &[Lineage]) {
         let machine = &self.machines[node];
         let Some(last) = machine.data.wal.last_complete().copied() else { return };
-        if let Phase::Promoting(promoting) = &self.raft.state().phase
-            && promoting.to == machine.id
-        {
-            return; // a candidate starts its own standby again, maybe after its promotion
-        }
         let place = history.iter().position(|entry| entry.timeline == last.timeline);
         let beyond = match place {
             None => Some(Lsn(last.start)),

@@ -60,7 +60,7 @@ pub(crate) enum Happening {
     Client(usize),
     Fault { index: usize, attempts: u8 },
     DaemonStart(usize, u64),
-    PowerOn(usize),
+    PowerOn(usize, u64),
     Heal,
     Watch,
 }
@@ -329,7 +329,10 @@ impl World {
             Happening::Client(node) => self.client(node),
             Happening::Fault { index, attempts } => self.try_fault(index, attempts),
             Happening::DaemonStart(node, life) => self.start_daemon(node, life),
-            Happening::PowerOn(node) => self.power_on(node),
+            Happening::PowerOn(node, life) if self.machines[node].life == life => {
+                self.power_on(node);
+            }
+            Happening::PowerOn(..) => {}
             Happening::Heal => self.heal(),
             Happening::Watch => self.watch(),
         }
