@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use understudy_checks::protocol;
+use understudy_core::OnSoleSurvivor;
 use understudy_core::state::{OperationStatus, Phase};
-use understudy_core::{Command, OnSoleSurvivor};
 use understudy_types::{DurabilityMode, NodeId};
 
 use super::machine::Machine;
 use super::plan::{Fault, MS, Planned, SEC};
-use super::raft::Proposal;
 use super::world::{Happening, Stage, World, note};
 
 /// Without faults the cluster is whole again within this.
@@ -143,6 +142,9 @@ impl World {
                 self.machines[node].wall_offset_us = far - 3_600_000_000;
                 true
             }
+            Fault::Switchover => self.order_switchover(length),
+            Fault::Dial => self.turn_dial(),
+            Fault::AcceptLoss => self.accept_loss(),
             Fault::Order => self.order(),
             Fault::Pause => self.pause(length),
             Fault::TasksFail => {
@@ -208,42 +210,6 @@ impl World {
             self.cut_until[*from][*to] = self.cut_until[*from][*to].max(until);
         }
         worked
-    }
-
-    fn order(&mut self) -> bool {
-        let state = self.raft.state().clone();
-        let Some(active) = state.active() else { return false };
-        let to = if active == NodeId(1) { NodeId(2) } else { NodeId(1) };
-        let can = state.order.is_none() && state.durability.eligible.contains(&to);
-        can && self.command(Command::OrderFailover {
-            to,
-            epoch: state.epoch,
-            caller: "operator".to_owned(),
-            reason: "simulated".to_owned(),
-            at_unix_us: 1,
-        })
-    }
-
-    fn pause(&mut self, length: u64) -> bool {
-        let until = i64::try_from((self.now + length) / 1000).expect("a run is short");
-        self.command(Command::Pause {
-            until_unix_us: until,
-            caller: "operator".to_owned(),
-            reason: "simulated".to_owned(),
-            at_unix_us: 1,
-        })
-    }
-
-    /// An operator's command, by way of the leader.
-    fn command(&mut self, command: Command) -> bool {
-        let Some(leader) = self.raft.leader else { return false };
-        let id = self.number();
-        let before = self.raft.log.len();
-        let proposal = Proposal::new(leader, command, self.raft.term);
-        self.raft.proposals.insert(id, proposal);
-        self.commit(id, u8::MAX - 1);
-        self.raft.log.len() > before
-            && self.raft.log.last().is_some_and(|entry| entry.outcome.is_accepted())
     }
 
     /// Every fault is removed (a freeze ends by itself, within seconds); from here on only the liveness of
@@ -333,8 +299,8 @@ impl World {
                 let state = self.raft.state().clone();
                 let taken = state.phase == Phase::Running
                     && state.active().is_some_and(|active| self.index_of(active) != machine);
-                let stalls = self.plan.config.on_sole_survivor == OnSoleSurvivor::Stall
-                    && self.plan.config.mode != DurabilityMode::BestEffort;
+                let stalls = state.config.on_sole_survivor == OnSoleSurvivor::Stall
+                    && state.config.mode != DurabilityMode::BestEffort;
                 if taken && (stalls || self.acked_in_stage) {
                     self.power_on(machine);
                     self.acked_in_stage = false;

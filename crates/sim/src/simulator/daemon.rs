@@ -122,7 +122,7 @@ impl World {
             Action::Run(id, task) => {
                 note!(self, "n{} begins {}", node + 1, task_word(&task));
                 let begun = self.now;
-                let doing = Doing { id, task, begun, read_index: None, found: 0 };
+                let doing = Doing { id, task, begun, read_index: None, found: 0, since: None };
                 self.machines[node].doing = Some(doing);
                 self.in_daemon(node, 0, InDaemon::Step { id, stage: 0 });
             }
