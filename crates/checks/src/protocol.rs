@@ -234,6 +234,29 @@ pub fn in_bounded_a_failover_loses_at_most_the_ceiling(
     )
 }
 
+/// I8: a switchover loses nothing, whatever the dial says.
+///
+/// # Errors
+/// With the first acknowledged commit that is missing.
+pub fn a_switchover_loses_nothing(missing: &[(Lsn, Epoch)]) -> Result<(), Breach> {
+    require(missing.is_empty(), "I8", "a switchover after a clean stop loses nothing", || {
+        format!("{} are missing, the first is {:?}", missing.len(), missing.first())
+    })
+}
+
+/// I24: what a promotion is recorded to lose at most is not less than what it lost.
+///
+/// # Errors
+/// With both spans.
+pub fn a_promotion_loses_at_most_what_it_states(
+    lost: Duration,
+    stated: Duration,
+) -> Result<(), Breach> {
+    require(lost <= stated, "I24", "a promotion loses at most what it states", || {
+        format!("lost {lost:?}, stated {stated:?}")
+    })
+}
+
 /// I7: whoever is recorded as eligible in zero holds everything that was ever acknowledged.
 ///
 /// # Errors

@@ -46,6 +46,9 @@ struct Machine {
     applied: usize,
     uuid: u128,
     permit: Option<PermitSerial>,
+    /// The timeline that its data is on, where that is not the newest one of its history.
+    stands_on: Option<Timeline>,
+    joins: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -144,6 +147,7 @@ impl World {
             })
             .collect();
         Some(SourcePositions {
+            read_at: self.now,
             flush_lsn: machine.end,
             released_lsn: machine.released,
             permit: machine.permit,
@@ -247,6 +251,20 @@ impl World {
         self.machines.keys().filter(serving).copied().collect()
     }
 
+    /// An operator orders a failover to south.
+    fn order_south(&mut self) {
+        let order = Command::OrderFailover {
+            to: SOUTH,
+            epoch: self.state.epoch,
+            caller: "test".to_owned(),
+            reason: "because".to_owned(),
+            at_unix_us: 1,
+        };
+        let outcome = self.state.apply(self.log.len() as u64 + 1, &order);
+        assert!(outcome.is_accepted(), "{outcome:?}");
+        self.log.push((order, outcome, Arc::new(self.state.clone())));
+    }
+
     fn kill(&mut self, id: NodeId) {
         let machine = self.machines.get_mut(&id).unwrap();
         machine.alive = false;
@@ -284,15 +302,21 @@ impl Machine {
             applied: 0,
             uuid: 0,
             permit: None,
+            stands_on: None,
+            joins: 0,
         }
+    }
+
+    fn timeline(&self) -> Timeline {
+        let newest = || self.recorded.last().map_or(Timeline::FIRST, |last| last.timeline);
+        self.stands_on.unwrap_or_else(newest)
     }
 
     fn view(&self) -> LocalView {
         let data = if self.empty {
             DataView::Empty
         } else {
-            let timeline = self.recorded.last().map_or(Timeline::FIRST, |last| last.timeline);
-            DataView::Cluster { system_id: SYSTEM, timeline }
+            DataView::Cluster { system_id: SYSTEM, timeline: self.timeline() }
         };
         let postgres = self.postgres.map_or(PostgresView::Stopped, |server| {
             PostgresView::Running(PostgresFacts {
@@ -353,12 +377,14 @@ impl Machine {
             })),
             Task::PromoteLocally { grant, target_lsn, .. } => {
                 self.postgres = Some(Server { primary: true, timeline: grant.timeline });
-                Completion::PromotedLocally { timeline: grant.timeline, fork_lsn: target_lsn }
+                self.stands_on = Some(grant.timeline);
+                let fork_lsn = if target_lsn == Lsn::ZERO { self.end } else { target_lsn };
+                Completion::PromotedLocally { timeline: grant.timeline, fork_lsn }
             }
             Task::Survey if self.empty => Completion::Surveyed(Survey::Empty),
             Task::Survey => Completion::Surveyed(Survey::Cluster {
                 system_id: SYSTEM,
-                timeline: self.recorded.last().map_or(Timeline::FIRST, |last| last.timeline),
+                timeline: self.timeline(),
                 end_lsn: self.end,
                 recorded: self.recorded.clone(),
             }),
@@ -367,6 +393,8 @@ impl Machine {
                     self.end = holder_end;
                 }
                 let last = history.last().expect("a holder has a history").clone();
+                self.joins += 1;
+                self.stands_on = None;
                 self.empty = false;
                 self.postgres = Some(Server { primary: false, timeline: last.timeline });
                 self.journal = Some(JournalView {
@@ -525,20 +553,60 @@ fn a_promotion_that_gets_stuck_is_superseded_by_the_old_holder() {
 fn an_ordered_failover_moves_the_active_and_ends_as_done() {
     let mut world = World::new(DurabilityMode::Zero);
     world.run_until("protected", LONG, protected);
-    let order = Command::OrderFailover {
-        to: SOUTH,
-        epoch: world.state.epoch,
-        caller: "test".to_owned(),
-        reason: "because".to_owned(),
-        at_unix_us: 1,
-    };
-    let outcome = world.state.apply(world.log.len() as u64 + 1, &order);
-    assert!(outcome.is_accepted(), "{outcome:?}");
-    world.log.push((order, outcome, Arc::new(world.state.clone())));
+    world.order_south();
     world.run_until("moved", LONG, |w| w.serving() == [SOUTH]);
     assert!(world.state.order.is_none());
     world.run_until("protected again", LONG, protected);
     assert!(world.state.durability.eligible.contains(&NORTH));
+}
+
+#[test]
+fn a_candidate_that_lost_power_after_its_promotion_goes_on_as_the_primary_that_it_is() {
+    let mut world = World::new(DurabilityMode::Zero);
+    world.run_until("protected", LONG, protected);
+    world.kill(NORTH);
+    world.run_until("grant", LONG, |w| matches!(w.state.phase, Phase::Promoting(_)));
+    let Phase::Promoting(promoting) = world.state.phase.clone() else { unreachable!() };
+    world.kill(SOUTH);
+    // Promoted before that, and not reported. As a standby it would be one on no history.
+    let south = world.machines.get_mut(&SOUTH).unwrap();
+    south.stands_on = Some(promoting.timeline);
+    let joins = south.joins;
+    world.restart(SOUTH, 2);
+    world.run_until("serving", LONG, |w| w.serving() == [SOUTH]);
+    assert_eq!(world.machines[&SOUTH].joins, joins, "it was started as a standby");
+    let current = world.state.current().unwrap();
+    assert_eq!((current.promotion, current.timeline), (promoting.promotion, promoting.timeline));
+    assert!(world.state.marks.is_empty(), "{:?}", world.state.marks);
+    world.restart(NORTH, 2);
+    world.run_until("protected again", LONG, protected);
+}
+
+#[test]
+fn a_candidate_on_a_timeline_that_nobody_granted_is_not_promoted() {
+    let mut world = World::new(DurabilityMode::Zero);
+    world.run_until("protected", LONG, protected);
+    world.kill(NORTH);
+    world.run_until("grant", LONG, |w| matches!(w.state.phase, Phase::Promoting(_)));
+    world.kill(SOUTH);
+    let odd = Timeline::FIRST.next().next().next();
+    world.machines.get_mut(&SOUTH).unwrap().stands_on = Some(odd);
+    world.restart(SOUTH, 2);
+    world.run_until("marked", LONG, |w| w.state.marks.contains_key(&SOUTH));
+    assert!(world.serving().is_empty());
+}
+
+#[test]
+fn an_active_that_was_restarted_under_an_order_goes_on_when_the_order_comes_to_nothing() {
+    let mut world = World::new(DurabilityMode::Zero);
+    world.run_until("protected", LONG, protected);
+    world.order_south();
+    world.kill(NORTH);
+    world.kill(SOUTH);
+    // Its new process has never renewed: it has no lease to give back, and gets none meanwhile.
+    world.restart(NORTH, 2);
+    world.run_until("the order ended", LONG, |w| w.state.order.is_none());
+    world.run_until("serving", LONG, |w| w.serving() == [NORTH]);
 }
 
 #[test]

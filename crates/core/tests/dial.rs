@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_core::node::{
-    Action, Completion, Core, CoreOptions, DataView, Event, LocalView, PeerReport, PostgresFacts,
-    PostgresView, Task,
+    Action, Completion, Core, CoreOptions, DataView, Event, Grant, LocalView, PeerReport,
+    PostgresFacts, PostgresView, Task,
 };
 use understudy_core::state::{Dial, Member, OperationStatus, PromoteCause, Published};
 use understudy_core::{ClusterConfig, ClusterState, Command, Outcome, Timing};
@@ -38,6 +38,10 @@ struct Bench {
     withheld: &'static str,
     permit: Option<Permit>,
     positions: Option<SourcePositions>,
+    /// No postmaster; the next start cures it.
+    stopped: bool,
+    /// For what the server was taken last.
+    held: Option<Grant>,
 }
 
 fn state(mode: DurabilityMode) -> ClusterState {
@@ -98,6 +102,8 @@ impl Bench {
             withheld: "",
             permit: None,
             positions: None,
+            stopped: false,
+            held: None,
         };
         let state = Arc::new(bench.state.clone());
         bench.core.handle_event(bench.now, Event::State { state, applied: None });
@@ -121,6 +127,7 @@ impl Bench {
             replay_lsn: Some(Lsn(durable)),
         };
         SourcePositions {
+            read_at: self.now,
             flush_lsn: Lsn(released),
             released_lsn: Lsn(released),
             permit: self.permit.as_ref().map(|permit| permit.serial),
@@ -135,21 +142,29 @@ impl Bench {
     fn steps(&mut self, count: u32) {
         for _ in 0..count {
             self.now = self.now + STEP;
-            let facts = PostgresFacts {
-                in_recovery: Some(false),
-                timeline: Some(Timeline::FIRST),
-                flush_lsn: Some(Lsn(100)),
-                ..PostgresFacts::default()
-            };
-            let data = DataView::Cluster { system_id: SystemId(42), timeline: Timeline::FIRST };
-            let view = LocalView { data, postgres: PostgresView::Running(facts), journal: None };
-            let fresh = PromotionId(Uuid::from_u128(77));
-            self.handle(Event::Local { view, fresh, wall_unix_us: 1 });
+            let look = self.look();
+            self.handle(look);
             // Positions lie in a cell: the core sees the newest that were read, however old.
             self.handle(Event::Source(self.positions.clone()));
             self.handle(Event::Tick);
             self.apply_what_may_be();
         }
+    }
+
+    fn look(&self) -> Event {
+        let facts = PostgresFacts {
+            in_recovery: Some(false),
+            timeline: Some(Timeline::FIRST),
+            flush_lsn: Some(Lsn(100)),
+            ..PostgresFacts::default()
+        };
+        let data = DataView::Cluster { system_id: SystemId(42), timeline: Timeline::FIRST };
+        let postgres = match self.stopped {
+            true => PostgresView::Stopped,
+            false => PostgresView::Running(facts),
+        };
+        let view = LocalView { data, postgres, journal: None };
+        Event::Local { view, fresh: PromotionId(Uuid::from_u128(77)), wall_unix_us: 1 }
     }
 
     fn handle(&mut self, event: Event) {
@@ -165,7 +180,15 @@ impl Bench {
                 Action::Run(id, task) => {
                     let completion = match task {
                         Task::ReadIndex => Completion::ReadDone,
-                        Task::Hold(_) => Completion::Held { end_lsn: Lsn(100) },
+                        Task::Fence => Completion::Fenced,
+                        Task::Hold(grant) => {
+                            self.stopped = false;
+                            self.held = Some(grant);
+                            // The observer looks before the result of a task is told.
+                            let look = self.look();
+                            self.core.handle_event(self.now, look);
+                            Completion::Held { end_lsn: Lsn(100) }
+                        }
                         Task::LetClientsIn { .. } => Completion::ClientsLetIn,
                         other => panic!("not expected here: {other:?}"),
                     };
@@ -223,6 +246,26 @@ impl Bench {
     fn status(&self, operation: u64) -> &OperationStatus {
         &self.state.operations[&operation].status
     }
+}
+
+#[test]
+fn exposure_goes_on_over_a_restart_of_the_server_from_the_oldest_commit_that_is_not_durable() {
+    let mut bench = Bench::protected(DurabilityMode::Bounded);
+    // Released seven seconds ago and not durable at south; read now, and not read again.
+    let age = Duration::from_secs(7);
+    let from = bench.now - age;
+    let mut positions = bench.read(200, 100);
+    positions.survives = Some(Survival { lsn: Lsn(100), oldest_age: age });
+    bench.positions = Some(positions);
+    bench.steps(100);
+    // What is published meanwhile says how old that is by now, not how old it was when it was read.
+    let published = bench.state.holder.as_ref().unwrap().published.as_ref().unwrap();
+    let oldest = published.survives.unwrap().oldest_age;
+    assert!(oldest > age + Duration::from_secs(1), "{oldest:?}");
+    bench.stopped = true;
+    bench.steps(5);
+    let held = bench.held.as_ref().unwrap();
+    assert_eq!(held.exposed_since, from, "{} later", bench.now.since(from).as_secs());
 }
 
 #[test]

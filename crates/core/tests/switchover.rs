@@ -251,6 +251,7 @@ impl World {
             })
             .collect();
         Some(SourcePositions {
+            read_at: self.now,
             flush_lsn: machine.end,
             released_lsn: machine.released,
             permit: machine.permit.as_ref().map(|permit| permit.serial),

@@ -9,24 +9,17 @@ use std::time::Instant;
 use understudy_sim::simulator::{self, Report};
 use understudy_types::{SeededBug, seed_bug};
 
-/// Those that this net has to catch; the exhaustive model catches the others.
-const MINE: [SeededBug; 16] = [
-    SeededBug::NoMargin,
-    SeededBug::DriftSignTurned,
-    SeededBug::NoWaitAfterStart,
-    SeededBug::ReleaseBeforeTreeGone,
-    SeededBug::ReleaseWhileRenewing,
-    SeededBug::FollowByCheckpoint,
-    SeededBug::StrengthenWithoutFloor,
-    SeededBug::CreditIgnored,
-    SeededBug::DeadlineIgnored,
-    SeededBug::AckBeforeDurable,
-    SeededBug::WaitForSealInsideRecord,
-    SeededBug::JudgeByOldState,
-    SeededBug::OldEpochAccepted,
-    SeededBug::NoDirtyMarker,
-    SeededBug::ClockStopsInSuspend,
-    SeededBug::SealAfterReading,
+/// Those of the exhaustive model: their windows are one entry of the log wide, which the model searches
+/// and a seed rarely meets.
+const MODEL_S: [SeededBug; 8] = [
+    SeededBug::CommittedTakenForAccepted,
+    SeededBug::PromoteIgnoresSeq,
+    SeededBug::JoinBeforeWait,
+    SeededBug::RemoveBeforeRecorded,
+    SeededBug::NoGeneration,
+    SeededBug::TtlFromConfiguration,
+    SeededBug::SupersedeWithoutPhase,
+    SeededBug::NoProcessStart,
 ];
 
 /// The seeds that caught a mistake last: `bug seed`, one a line.
@@ -41,7 +34,7 @@ pub(crate) fn named(name: &str) -> Option<SeededBug> {
 /// false if one is not caught.
 pub(crate) fn find_all(first: u64, seeds: u64) -> bool {
     let mut caught_all = true;
-    for bug in MINE {
+    for bug in mine() {
         let begun = Instant::now();
         let name = format!("{bug:?}");
         let caught = kept(&name).and_then(|seed| catches(bug, seed));
@@ -66,12 +59,23 @@ fn kept(name: &str) -> Option<u64> {
     line.split(' ').nth(1)?.parse().ok()
 }
 
+/// Those that this net has to catch.
+fn mine() -> impl Iterator<Item = SeededBug> {
+    SeededBug::ALL.into_iter().filter(|bug| !MODEL_S.contains(bug))
+}
+
+/// The invariant that a mistake breaks first of all, where something else may notice it before.
+fn symptom(bug: SeededBug) -> &'static str {
+    // Two leases that overlap, and not the bound on exposure, which is shorter than a lease.
+    if bug == SeededBug::NoMargin { "I3 I4" } else { "" }
+}
+
 /// The mistake makes the seed fail, and without it the seed is good.
 fn catches(bug: SeededBug, seed: u64) -> Option<Report> {
     seed_bug(Some(bug));
     let report = simulator::run(seed, None, false);
     seed_bug(None);
-    let caught = report.violation.is_some();
+    let caught = report.violation.as_ref().is_some_and(|words| words.starts_with(symptom(bug)));
     (caught && simulator::run(seed, None, false).violation.is_none()).then_some(report)
 }
 

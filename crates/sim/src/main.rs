@@ -5,6 +5,7 @@
 
 #[cfg(feature = "seeded-bugs")]
 mod bugs;
+mod record;
 mod seeds;
 
 use std::process::ExitCode;

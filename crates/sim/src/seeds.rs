@@ -1,12 +1,15 @@
 //! The verb `sim`: which seeds, on how many threads, and what is said about them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use understudy_sim::simulator::{self, Fault, Report};
+
+use crate::record;
 
 /// Failing seeds that are shown in full.
 const SHOWN_MAX: usize = 5;
@@ -32,6 +35,12 @@ pub(crate) struct Options {
     /// Stop after this many seconds, whatever is left.
     #[arg(long)]
     seconds_budget: Option<u64>,
+    /// Append what came of the run to this file, one line of JSON.
+    #[arg(long, conflicts_with = "seed")]
+    record: Option<PathBuf>,
+    /// With `--record`: go on behind what is recorded there from `--first` on without a gap.
+    #[arg(long, requires = "record", conflicts_with = "fresh")]
+    resume: bool,
     /// How many threads; all cores without it.
     #[arg(long)]
     threads: Option<usize>,
@@ -95,7 +104,7 @@ impl Sum {
     }
 }
 
-/// Runs them; false if one failed or was rejected.
+/// Runs them; false if one failed. A rejected one says nothing, so it is counted apart.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     silence_panics();
     #[cfg(feature = "seeded-bugs")]
@@ -106,14 +115,23 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     if let Some(seed) = options.seed {
         return Ok(show_one(seed, &options.faults));
     }
-    let first = if options.fresh { from_the_clock() } else { options.first };
+    let first = match &options.record {
+        _ if options.fresh => from_the_clock(),
+        Some(path) if options.resume => record::next_seed(path, options.first)?,
+        Some(_) | None => options.first,
+    };
+    // Of a series that goes on only what is left of it.
+    let seeds = options.seeds.saturating_sub(if options.fresh { 0 } else { first - options.first });
     let begun = Instant::now();
-    let sum = run_all(first, options, begun);
+    let sum = run_all(first, seeds, options, begun);
+    if let Some(path) = &options.record {
+        record::append(path, json(first, &sum, begun.elapsed()), threads(options))?;
+    }
     match options.output {
         Output::Text => print_text(first, &sum, begun.elapsed()),
         Output::Json => println!("{:#}", json(first, &sum, begun.elapsed())),
     }
-    Ok(sum.failed.is_empty() && sum.rejected.is_empty())
+    Ok(sum.failed.is_empty())
 }
 
 /// The switch is each thread's own.
@@ -135,9 +153,13 @@ fn from_the_clock() -> u64 {
     since.map_or(1, |since| since.as_secs() * 1_000_000)
 }
 
-fn run_all(first: u64, options: &Options, begun: Instant) -> Sum {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = options.threads.unwrap_or(cores);
+fn threads(options: &Options) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    options.threads.unwrap_or_else(cores)
+}
+
+fn run_all(first: u64, seeds: u64, options: &Options, begun: Instant) -> Sum {
+    let threads = threads(options);
     let budget = options.seconds_budget.map(Duration::from_secs);
     let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
     std::thread::scope(|scope| {
@@ -146,7 +168,7 @@ fn run_all(first: u64, options: &Options, begun: Instant) -> Sum {
                 make_bug(options);
                 while budget.is_none_or(|budget| begun.elapsed() < budget) {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= options.seeds {
+                    if index >= seeds {
                         return;
                     }
                     let report = simulator::run(first + index, None, false);
@@ -169,7 +191,7 @@ fn show_one(seed: u64, faults: &[usize]) -> bool {
         None if report.rejected => println!("seed {seed}: rejected, no fault took effect"),
         None => println!("seed {seed}: good"),
     }
-    report.violation.is_none() && !report.rejected
+    report.violation.is_none()
 }
 
 /// The line that runs it again, and the end of what happened.

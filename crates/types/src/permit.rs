@@ -68,6 +68,8 @@ pub struct ReceiverPosition {
 /// Where the WAL path of a holder stands; sent to the core in bulk and on edges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourcePositions {
+    /// When all of this was read, on this node's clock: it may be handled long after that.
+    pub read_at: BootInstant,
     /// The primary's local flush position.
     pub flush_lsn: Lsn,
     /// What the gate has released: the greatest flush position reported to PostgreSQL.

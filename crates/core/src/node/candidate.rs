@@ -4,9 +4,10 @@
 //! Until the report is accepted nothing was acknowledged under the new epoch, so the leader may
 //! supersede it at any moment; the linearizable read before the promotion keeps the two apart.
 
-use understudy_types::{BootInstant, Lsn, NodeId, PromotionId, SealedEnd, SeededBug};
+use understudy_types::{BootInstant, Lsn, NodeId, PromotionId, SealedEnd, SeededBug, Timeline};
 
 use super::{Action, Completion, Core, Grant, Role, Slot, Task, TaskFailure};
+use crate::rejoin::{Rung, Survey};
 use crate::state::{Command, HolderProof, Mark, Phase, Promoting};
 
 /// What the candidate is doing.
@@ -18,11 +19,14 @@ enum Step {
     Sealing,
     /// Waiting until the standby has replayed the sealed end.
     Replaying(SealedEnd),
+    /// The standby is down: looking at what the data directory holds before anything starts on it.
+    Surveying(SealedEnd),
     /// Asking once more, right before the step that cannot be taken back.
     ConfirmingAgain(SealedEnd),
     /// The server is being promoted.
     Promoting,
-    /// Going on as the holder that it was: renewing, then taking the server.
+    /// Going on as the holder that it was, or after a promotion that was carried out before a crash:
+    /// renewing, then taking the server.
     Resuming,
     /// Telling the cluster.
     Reporting { fork_lsn: Option<Lsn> },
@@ -50,7 +54,7 @@ impl Candidate {
         matches!(self.step, Step::Promoting | Step::Reporting { .. })
     }
 
-    /// Going on with the server that it had as the last holder.
+    /// Going on with a server that is on the granted timeline already.
     pub(super) fn resumes(&self) -> bool {
         matches!(self.step, Step::Resuming)
     }
@@ -59,7 +63,7 @@ impl Candidate {
         match self.step {
             Step::Confirming => "candidate",
             Step::Sealing => "sealing",
-            Step::Replaying(_) => "replaying",
+            Step::Replaying(_) | Step::Surveying(_) => "replaying",
             Step::ConfirmingAgain(_) | Step::Promoting => "promoting",
             Step::Resuming => "resuming",
             Step::Reporting { .. } => "reporting",
@@ -97,12 +101,17 @@ impl Core {
             Step::Replaying(sealed) => {
                 self.watch_replay(&promoting, sealed, idle);
             }
+            Step::Surveying(_) if idle => self.run(Task::Survey),
             Step::ConfirmingAgain(_) if idle => self.run(Task::ReadIndex),
             Step::Resuming => self.resume(now, &promoting, first, idle),
             Step::Reporting { fork_lsn } => {
                 self.report(now, &promoting, fork_lsn);
             }
-            Step::Confirming | Step::Sealing | Step::ConfirmingAgain(_) | Step::Promoting => {}
+            Step::Confirming
+            | Step::Sealing
+            | Step::Surveying(_)
+            | Step::ConfirmingAgain(_)
+            | Step::Promoting => {}
         }
     }
 
@@ -114,7 +123,17 @@ impl Core {
     }
 
     fn watch_replay(&mut self, promoting: &Promoting, sealed: SealedEnd, idle: bool) {
+        if self.already_promoted(promoting) {
+            // Seen only now; it is confirmed once more, and then reported.
+            self.candidate().step = Step::Confirming;
+            return;
+        }
         let facts = self.postgres_facts().cloned();
+        if let Some(timeline) = facts.as_ref().and_then(|facts| facts.timeline)
+            && !self.stands_on(promoting, timeline)
+        {
+            return;
+        }
         let replayed = facts.as_ref().and_then(|facts| facts.replay_lsn);
         let target_lsn = match SeededBug::WaitForSealInsideRecord.is_on() {
             true => sealed.durable_lsn,
@@ -131,10 +150,46 @@ impl Core {
             sealed.record_end_lsn,
             replayed.map_or("an unknown position".to_owned(), |lsn| lsn.to_string())
         ));
-        // A standby that is down is started again on what it has.
+        // A standby that is down is started again on what it has, once that is known: after a crash it
+        // may be what the promotion left.
         if facts.is_none() && idle {
+            self.candidate().step = Step::Surveying(sealed);
+            self.run(Task::Survey);
+        }
+    }
+
+    /// Whether data on `timeline` can be the standby that is to be promoted; if not, what it is decides.
+    fn stands_on(&mut self, promoting: &Promoting, timeline: Timeline) -> bool {
+        if self.state.lineage.values().any(|granted| granted.timeline == timeline) {
+            return true;
+        }
+        if timeline == promoting.timeline {
+            // Promoted, and stopped before that was reported. As a standby it would be one on no
+            // history, and PostgreSQL would pick another number at its next promotion: it goes on as
+            // the primary that it is, under a lease (mistake 26).
+            self.candidate().step = Step::Resuming;
+        } else {
+            let words = format!(
+                "its data is on timeline {timeline}, which is neither in the cluster's history nor \
+                 the granted one, {}",
+                promoting.timeline
+            );
+            self.candidate().failure = Some(TaskFailure { words, suspect: true });
+        }
+        false
+    }
+
+    fn candidate_surveyed(&mut self, promoting: &Promoting, survey: Survey) {
+        let Step::Surveying(sealed) = self.candidate().step else { return };
+        self.candidate().step = Step::Replaying(sealed);
+        let Survey::Cluster { timeline, .. } = survey else {
+            let words = "its data directory is not whole".to_owned();
+            self.candidate().failure = Some(TaskFailure { words, suspect: true });
+            return;
+        };
+        if self.stands_on(promoting, timeline) {
             self.run(Task::Join {
-                rung: crate::rejoin::Rung::Follow,
+                rung: Rung::Follow,
                 keep_from: None,
                 holder: promoting.to,
                 history: self.state.history(),
@@ -160,6 +215,7 @@ impl Core {
         }
         if self.lease_runs(now) && idle {
             let Some(grant) = self.candidate_grant(promoting, first) else { return };
+            self.exposed_from.get_or_insert(grant.exposed_since);
             self.run(Task::Hold(grant));
         }
     }
@@ -204,13 +260,15 @@ impl Core {
                 assert_eq!(timeline, promoting.timeline, "the executor checks the timeline");
                 self.candidate().step = Step::Reporting { fork_lsn: Some(fork_lsn) };
             }
-            Completion::Held { .. } => {
+            Completion::Held { .. } if promoting.resumes || first => {
                 self.candidate().step = Step::Reporting { fork_lsn: None };
             }
+            // The fork is read back from the history file by the same task.
+            Completion::Held { .. } => self.promote_locally(&promoting, Lsn::ZERO),
+            Completion::Surveyed(survey) => self.candidate_surveyed(&promoting, survey),
             Completion::DataReady
             | Completion::Fenced
             | Completion::ClientsLetIn
-            | Completion::Surveyed(_)
             | Completion::Joined
             | Completion::Drained
             | Completion::SwitchoverPrepared
@@ -254,6 +312,7 @@ impl Core {
             Step::ConfirmingAgain(sealed) => self.promote_locally(promoting, sealed.record_end_lsn),
             Step::Sealing
             | Step::Replaying(_)
+            | Step::Surveying(_)
             | Step::Promoting
             | Step::Resuming
             | Step::Reporting { .. } => {}
@@ -283,6 +342,7 @@ impl Core {
             Step::Confirming
             | Step::Sealing
             | Step::Replaying(_)
+            | Step::Surveying(_)
             | Step::Resuming
             | Step::Reporting { .. } => {}
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use understudy_types::{
     BootInstant, DurabilityMode, Epoch, Lsn, NodeId, Permit, PermitSerial, ReceiverPosition,
-    SeededBug, SourcePositions,
+    SeededBug, SourcePositions, Survival,
 };
 
 use super::switchover::Switching;
@@ -198,8 +198,11 @@ impl Core {
             return;
         }
         if self.state.order.is_some() && !self.stage().gives_up() {
-            self.step_down();
-            return;
+            if self.renewed_here() {
+                self.step_down();
+                return;
+            }
+            self.stop_without_lease();
         }
         self.renew_when_due(now);
         self.watch_server(now);
@@ -256,6 +259,21 @@ impl Core {
         ))
     }
 
+    /// The lease, if one runs, is this process's own, which alone can give it back.
+    fn renewed_here(&self) -> bool {
+        self.state.holder.as_ref().is_some_and(|holder| holder.process == self.process)
+    }
+
+    /// Ordered to step down before this process has renewed: it has no lease to give back, and while the
+    /// order stands it gets none. The gate is not shut for good, or the node could not go on as the
+    /// holder if the order comes to nothing (mistake 28).
+    fn stop_without_lease(&mut self) {
+        let fencing = matches!(self.stage().step, Step::Fencing { .. });
+        if !fencing && !self.stage().is_clean() {
+            self.fence(AfterFence::Restart);
+        }
+    }
+
     /// An operator wants another node: shut the gate for good, let the passive catch up, fence.
     fn step_down(&mut self) {
         self.permit = None;
@@ -292,7 +310,11 @@ impl Core {
         if let Some(source) = &self.source {
             published.flush_lsn = source.flush_lsn;
             published.exposure = source.exposure;
-            published.survives = source.survives;
+            // What was the oldest when the positions were read is older now, and may be all that is lost:
+            // positions can be as old as the longest stall of this loop (mistake 27).
+            let stale = self.now.since(source.read_at);
+            let aged = |s: Survival| Survival { oldest_age: s.oldest_age + stale, ..s };
+            published.survives = source.survives.map(aged);
             for receiver in &source.receivers {
                 let durable = published.durable.entry(receiver.node).or_default();
                 *durable = (*durable).max(receiver.durable_lsn);
@@ -363,6 +385,7 @@ impl Core {
                     let stage = self.stage();
                     stage.step = Step::Taking;
                     stage.clean = false;
+                    self.exposed_from.get_or_insert(grant.exposed_since);
                     self.run(Task::Hold(grant));
                 } else {
                     self.stage().step = Step::Acquiring;
@@ -432,8 +455,7 @@ impl Core {
     /// Only after the fence: the gate is shut for good, no renewal is sent any more, no process left.
     pub(super) fn propose_release(&mut self, now: BootInstant) {
         let Some(holder) = &self.state.holder else { return };
-        let renewed_here = holder.process == self.process;
-        if holder.released.is_some() || !renewed_here {
+        if holder.released.is_some() || !self.renewed_here() {
             return;
         }
         let seq = holder.seq;

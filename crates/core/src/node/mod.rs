@@ -356,11 +356,9 @@ pub struct Core {
     now: BootInstant,
     /// The newest accepted renewal, and when it was applied here; at first the own start.
     published_at: Option<((Epoch, u64), BootInstant)>,
-    /// Under which epoch this process released how far, and the earliest moment at which the newest
-    /// release may have been.
-    released_at: Option<(Epoch, Lsn, BootInstant)>,
-    /// When positions came last, while there is a source.
-    positions_at: Option<BootInstant>,
+    /// Whatever this process released and was not durable elsewhere, when its positions were read last,
+    /// was released at this moment or later.
+    exposed_from: Option<BootInstant>,
     peers: BTreeMap<NodeId, HeardReport>,
     is_leader: bool,
     majority: bool,
@@ -398,8 +396,7 @@ impl Core {
             source: None,
             now: BootInstant::ZERO,
             published_at: None,
-            released_at: None,
-            positions_at: None,
+            exposed_from: None,
             peers: BTreeMap::new(),
             is_leader: false,
             majority: false,
@@ -442,7 +439,7 @@ impl Core {
                 self.wall_unix_us = wall_unix_us;
                 self.fresh.get_or_insert(fresh);
             }
-            Event::Source(view) => self.take_positions(now, view),
+            Event::Source(view) => self.take_positions(view),
             Event::Peer(report) => {
                 self.peers.insert(report.node, HeardReport { at: now, report });
             }
@@ -532,18 +529,14 @@ impl Core {
         &self.peers
     }
 
-    fn take_positions(&mut self, now: BootInstant, view: SourceView) {
-        if let Some(source) = &view {
-            let epoch = self.state.epoch;
-            let known = self.released_at.filter(|(of, ..)| *of == epoch).map(|(_, lsn, _)| lsn);
-            if known.is_none_or(|known| source.released_lsn > known) {
-                // It may have been released at any time since the positions before: a process that was
-                // suspended in between learns late.
-                let earliest = self.positions_at.unwrap_or(now);
-                self.released_at = Some((epoch, source.released_lsn, earliest));
-            }
+    fn take_positions(&mut self, view: SourceView) {
+        // Counted from when they were read: this loop may have been starved since. What is released
+        // later than that is exposed from a later moment on.
+        if let Some(source) = &view
+            && let Some(survives) = &source.survives
+        {
+            self.exposed_from = Some(source.read_at - survives.oldest_age);
         }
-        self.positions_at = view.as_ref().map(|_| now);
         self.source = view;
     }
 
@@ -677,6 +670,7 @@ impl Core {
                 if !matches!(self.role, Role::Passive(_)) {
                     self.close_gate_for_good();
                     self.leave_role();
+                    self.exposed_from = None;
                     self.role = Role::Passive(PassiveStage::begin());
                 }
             }
@@ -770,15 +764,20 @@ impl Core {
     }
 
     fn exposed_since(&self) -> BootInstant {
+        // The next acknowledgement ends a span that began with the oldest one that is not durable, and
+        // has gone on since: the span that the newest one ended would leave out every pause between the
+        // two, and the ceiling be exceeded (I6, mistake 27).
+        if let Some(from) = self.exposed_from {
+            return from;
+        }
         let published = self.state.holder.as_ref().and_then(|holder| holder.published.as_ref());
-        let exposure = published.map_or(Duration::ZERO, |published| published.exposure.time);
-        // It was published up to one ttl before it was applied, and the next acknowledgement ends a span
-        // that has gone on since the newest one: without that an outage would not count, and the ceiling
-        // be exceeded (I6).
-        let own = self.released_at.filter(|(epoch, ..)| *epoch == self.state.epoch);
-        let newest = own.map(|(.., at)| at).or(self.published_at.map(|(_, at)| at));
-        let since = newest.map_or(Duration::ZERO, |at| self.now.since(at));
-        self.now - (exposure + self.timing.ttl + since)
+        let exposed = published.map_or(Duration::ZERO, |published| {
+            let oldest = published.survives.map_or(Duration::ZERO, |survives| survives.oldest_age);
+            published.exposure.time.max(oldest)
+        });
+        // It was published up to one ttl before it was applied.
+        let at = self.published_at.map_or(self.now, |(_, at)| at);
+        at - (exposed + self.timing.ttl)
     }
 }
 

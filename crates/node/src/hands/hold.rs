@@ -91,6 +91,17 @@ impl Hands {
             }
             let _proof = self.server().fence().await.map_err(transient)?;
         }
+        // Started without standby.signal it would go on writing wherever it stands. Directly after a
+        // promotion only the minimum recovery point tells of the new timeline.
+        let control = self.control().await?;
+        let stands_on = control.min_recovery_timeline.max(Some(control.timeline));
+        if stands_on != Some(grant.timeline) {
+            return Err(transient_words(&format!(
+                "the data directory is on timeline {} instead of {}",
+                stands_on.unwrap_or(control.timeline),
+                grant.timeline
+            )));
+        }
         let gate = fresh_gate_name();
         self.server()
             .start(&StartMode::Primary, &gate, HbaMode::Closed, START_PATIENCE)

@@ -281,6 +281,7 @@ impl Gate {
         let boot_now = self.shared.clock.now();
         let known = known_surviving_lsn(&waited_for, &receivers);
         let positions = SourcePositions {
+            read_at: boot_now,
             flush_lsn: self.flush_lsn,
             released_lsn,
             permit: status.serial,

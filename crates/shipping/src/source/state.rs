@@ -70,6 +70,7 @@ impl Shared {
     ) -> Shared {
         let stopping = CancellationToken::new();
         let nothing = SourcePositions {
+            read_at: clock.now(),
             flush_lsn: Lsn::ZERO,
             released_lsn: Lsn::ZERO,
             permit: None,

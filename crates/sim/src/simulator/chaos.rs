@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use understudy_checks::protocol;
+use understudy_core::OnSoleSurvivor;
 use understudy_core::state::{OperationStatus, Phase};
-use understudy_core::{Command, OnSoleSurvivor};
 use understudy_types::{DurabilityMode, NodeId};
 
+use super::machine::Machine;
 use super::plan::{Fault, MS, Planned, SEC};
-use super::raft::Proposal;
 use super::world::{Happening, Stage, World, note};
 
 /// Without faults the cluster is whole again within this.
@@ -73,7 +73,7 @@ impl World {
             Fault::MachineCrash => {
                 self.machines[node].powered && {
                     self.power_off(node);
-                    self.after(length, Happening::PowerOn(node));
+                    self.power_returns(node, length);
                     true
                 }
             }
@@ -142,6 +142,9 @@ impl World {
                 self.machines[node].wall_offset_us = far - 3_600_000_000;
                 true
             }
+            Fault::Switchover => self.order_switchover(length),
+            Fault::Dial => self.turn_dial(),
+            Fault::AcceptLoss => self.accept_loss(),
             Fault::Order => self.order(),
             Fault::Pause => self.pause(length),
             Fault::TasksFail => {
@@ -209,42 +212,6 @@ impl World {
         worked
     }
 
-    fn order(&mut self) -> bool {
-        let state = self.raft.state().clone();
-        let Some(active) = state.active() else { return false };
-        let to = if active == NodeId(1) { NodeId(2) } else { NodeId(1) };
-        let can = state.order.is_none() && state.durability.eligible.contains(&to);
-        can && self.command(Command::OrderFailover {
-            to,
-            epoch: state.epoch,
-            caller: "operator".to_owned(),
-            reason: "simulated".to_owned(),
-            at_unix_us: 1,
-        })
-    }
-
-    fn pause(&mut self, length: u64) -> bool {
-        let until = i64::try_from((self.now + length) / 1000).expect("a run is short");
-        self.command(Command::Pause {
-            until_unix_us: until,
-            caller: "operator".to_owned(),
-            reason: "simulated".to_owned(),
-            at_unix_us: 1,
-        })
-    }
-
-    /// An operator's command, by way of the leader.
-    fn command(&mut self, command: Command) -> bool {
-        let Some(leader) = self.raft.leader else { return false };
-        let id = self.number();
-        let before = self.raft.log.len();
-        let proposal = Proposal::new(leader, command, self.raft.term);
-        self.raft.proposals.insert(id, proposal);
-        self.commit(id, u8::MAX - 1);
-        self.raft.log.len() > before
-            && self.raft.log.last().is_some_and(|entry| entry.outcome.is_accepted())
-    }
-
     /// Every fault is removed (a freeze ends by itself, within seconds); from here on only the liveness of
     /// the protocol counts.
     pub(crate) fn heal(&mut self) {
@@ -266,7 +233,7 @@ impl World {
             machine.wall_offset_us = 0;
             let (powered, daemon, life) = (machine.powered, machine.daemon, machine.life);
             if !powered {
-                self.after(soon, Happening::PowerOn(node));
+                self.power_returns(node, soon);
             } else if !daemon {
                 self.after(soon, Happening::DaemonStart(node, life));
             }
@@ -278,6 +245,11 @@ impl World {
     fn missing(&self) -> Option<String> {
         if (0..3).any(|node| !self.runs(node)) {
             return Some("a daemon does not run yet".to_owned());
+        }
+        // These two end by themselves; a loss before that would not be one in calm.
+        let held_up = |m: &Machine| self.now < m.stalled_until.max(m.server_frozen_until);
+        if self.machines.iter().any(|m| held_up(m) || !m.inbox.is_empty()) {
+            return Some("a stall or a freeze has not ended".to_owned());
         }
         let state = self.raft.state();
         let words = |node: usize| {
@@ -327,14 +299,15 @@ impl World {
                 let state = self.raft.state().clone();
                 let taken = state.phase == Phase::Running
                     && state.active().is_some_and(|active| self.index_of(active) != machine);
-                let stalls = self.plan.config.on_sole_survivor == OnSoleSurvivor::Stall
-                    && self.plan.config.mode != DurabilityMode::BestEffort;
+                let stalls = state.config.on_sole_survivor == OnSoleSurvivor::Stall
+                    && state.config.mode != DurabilityMode::BestEffort;
                 if taken && (stalls || self.acked_in_stage) {
                     self.power_on(machine);
                     self.acked_in_stage = false;
                     self.stage = Stage::Returning { since: self.now };
                 } else {
-                    self.in_time(since, TAKEOVER_WITHIN, "the passive has not taken over");
+                    let missing = format!("the passive has not taken over: {}", self.verdicts());
+                    self.in_time(since, TAKEOVER_WITHIN, &missing);
                 }
             }
             Stage::Returning { since } => match self.missing() {
@@ -345,6 +318,17 @@ impl World {
                 Some(missing) => self.in_time(since, WHOLE_WITHIN, &missing),
             },
         }
+    }
+
+    /// What each living node says about a failover.
+    fn verdicts(&self) -> String {
+        let alive = (0..3).filter(|node| self.runs(*node));
+        let words = alive.map(|node| {
+            let machine = &self.machines[node];
+            let verdict = machine.core.verdict(machine.clock(self.now));
+            format!("n{} says {}", node + 1, verdict.reason)
+        });
+        words.collect::<Vec<_>>().join(", ")
     }
 
     fn in_time(&mut self, since: u64, within: u64, missing: &str) {

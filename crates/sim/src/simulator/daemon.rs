@@ -122,7 +122,7 @@ impl World {
             Action::Run(id, task) => {
                 note!(self, "n{} begins {}", node + 1, task_word(&task));
                 let begun = self.now;
-                let doing = Doing { id, task, begun, read_index: None, found: 0 };
+                let doing = Doing { id, task, begun, read_index: None, found: 0, since: None };
                 self.machines[node].doing = Some(doing);
                 self.in_daemon(node, 0, InDaemon::Step { id, stage: 0 });
             }
@@ -280,6 +280,13 @@ impl World {
         machine.suspended_until = 0;
         machine.daemon_dies();
         machine.server_dies();
+    }
+
+    /// The power that was just lost comes back. Tied to this loss: power that is lost again meanwhile
+    /// comes back in its own time.
+    pub(crate) fn power_returns(&mut self, node: usize, after: u64) {
+        let life = self.machines[node].life;
+        self.after(after, Happening::PowerOn(node, life));
     }
 
     pub(crate) fn power_on(&mut self, node: usize) {

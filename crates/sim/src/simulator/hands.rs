@@ -25,20 +25,20 @@ const CHECKPOINT_PATIENCE: u64 = 60 * SEC;
 type Done = Result<Completion, TaskFailure>;
 
 /// What a stage came to.
-enum Went {
+pub(super) enum Went {
     On { stage: u8, after: u64 },
     Ended(Box<Done>),
 }
 
-fn on(stage: u8, after: u64) -> Went {
+pub(super) fn on(stage: u8, after: u64) -> Went {
     Went::On { stage, after }
 }
 
-fn done(completion: Completion) -> Went {
+pub(super) fn done(completion: Completion) -> Went {
     Went::Ended(Box::new(Ok(completion)))
 }
 
-fn failed(words: &str, suspect: bool) -> Went {
+pub(super) fn failed(words: &str, suspect: bool) -> Went {
     Went::Ended(Box::new(Err(TaskFailure { words: words.to_owned(), suspect })))
 }
 
@@ -59,10 +59,14 @@ impl World {
                 Task::Hold(grant) => self.hold(node, grant, stage),
                 Task::LetClientsIn { .. } => self.let_clients_in(node, stage),
                 Task::Drain => self.drain(node, doing.begun),
-                // No operator of this world orders a switchover yet.
-                Task::PrepareSwitchover
-                | Task::ShutClientsOut { .. }
-                | Task::StopCleanly { .. } => failed("not modelled", false),
+                Task::PrepareSwitchover => self.prepare_switchover(node, stage),
+                Task::ShutClientsOut { grace } => {
+                    self.shut_clients_out(node, *grace, doing.begun, stage)
+                }
+                Task::StopCleanly { to, within } => {
+                    let within = doing.begun + within.as_nanos() as u64;
+                    self.stop_cleanly(node, *to, within, stage, doing.found)
+                }
                 Task::Seal(epoch) => self.seal(node, *epoch, stage, doing.found),
                 Task::PromoteLocally { grant, target_lsn, .. } => {
                     self.promote(node, grant, *target_lsn, stage)
@@ -195,6 +199,9 @@ impl World {
                 if self.machines[node].data.dirty_marker || !self.machines[node].data.present {
                     return failed("the data directory is incomplete", false);
                 }
+                if self.machines[node].data.timeline != grant.timeline {
+                    return failed("the data directory is on another timeline", false);
+                }
                 on(2, self.random.spread(100 * MS, 4 * SEC))
             }
             2 => {
@@ -241,6 +248,7 @@ impl World {
             primary,
             postmaster: true,
             open_to_clients: false,
+            stopping: false,
             replay: machine.data.wal.record_end(),
             replaying: false,
             waiting: Default::default(),
@@ -493,10 +501,17 @@ impl World {
         if rung == Rung::Rewind && self.random.chance(60) {
             return failed("pg_rewind refuses", true);
         }
+        // Files come over in any order. WAL that parts from the holder's is often gone long before the
+        // data files fit to what is left: by its WAL alone such a directory looks as if it could follow.
+        let cuts_first = self.random.chance(500);
+        let source = self.machines[holder].data.wal.clone();
         let data = &mut self.machines[node].data;
         data.dirty_marker = !SeededBug::NoDirtyMarker.is_on();
         data.incomplete = true;
         data.present = true;
+        if cuts_first && let Some(differs) = data.wal.first_difference(&source) {
+            data.wal.cut(differs);
+        }
         on(2, self.random.spread(200 * MS, 8 * SEC))
     }
 

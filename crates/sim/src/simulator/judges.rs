@@ -8,11 +8,11 @@ use understudy_core::ClusterState;
 use understudy_core::state::Phase;
 use understudy_types::{DurabilityMode, Lineage, Lsn, NodeId};
 
-use super::machine::{Acked, Written};
-use super::world::{World, note};
+use super::machine::Written;
+use super::world::World;
 
 /// A measured span may be too long by drift on both sides and by what is sampled together.
-const SAMPLED: Duration = Duration::from_millis(5);
+pub(crate) const SAMPLED: Duration = Duration::from_millis(5);
 
 impl World {
     /// A status update was written: everything that has to be true of a release.
@@ -110,47 +110,9 @@ impl World {
         self.judge(protocol::exposure_stays_below_the_ceiling(span, allowed));
     }
 
-    /// A new epoch runs: what was acknowledged and is not in its WAL is lost.
-    pub(crate) fn account_for_losses(&mut self, node: usize) {
-        let mode = self.plan.config.mode;
-        let wal = &self.machines[node].data.wal;
-        let (kept, lost): (Vec<_>, Vec<_>) = std::mem::take(&mut self.acks)
-            .into_iter()
-            .partition(|ack| wal.holds(Lsn(ack.start), ack.id));
-        let newest = kept.iter().chain(&lost).map(|ack| ack.decided_at).max().unwrap_or(0);
-        let oldest = lost.iter().map(|ack| ack.decided_at).min().unwrap_or(newest);
-        let span = Duration::from_nanos(newest - oldest);
-        let missing: Vec<_> = lost.iter().map(|ack| (Lsn(ack.end), ack.epoch)).collect();
-        self.lost_count += lost.len() as u64;
-        self.acks = kept;
-        note!(self, "n{} runs the new epoch; lost {} over {span:?}", node + 1, missing.len());
-        self.judge(protocol::in_zero_every_acknowledged_commit_survives(mode, &missing));
-        let drift = f64::from(self.plan.timing.drift_ppm) / 1e6;
-        let allowed = self.plan.config.rpo.mul_f64(1.0 + 2.0 * drift) + SAMPLED;
-        if !self.somebody_was_away(oldest, newest) {
-            let judged =
-                protocol::in_bounded_a_failover_loses_at_most_the_ceiling(mode, span, allowed);
-            self.judge(judged);
-        }
-    }
-
-    /// Mistake 14: acknowledged under an older epoch by a process that was frozen between the decision
-    /// and the write. In zero that is harmless, because the survivor has it; in the other modes it is
-    /// lost like what was delivered in time.
-    pub(crate) fn delivered_late(&mut self, acked: &[Acked], active: Option<NodeId>) {
-        let Some(active) = active else { return };
-        let wal = &self.machines[self.index_of(active)].data.wal;
-        let lacks = |ack: &&Acked| !wal.holds(Lsn(ack.start), ack.id);
-        let missing: Vec<_> =
-            acked.iter().filter(lacks).map(|ack| (Lsn(ack.end), ack.epoch)).collect();
-        self.lost_count += missing.len() as u64;
-        let mode = self.plan.config.mode;
-        self.judge(protocol::in_zero_every_acknowledged_commit_survives(mode, &missing));
-    }
-
     /// A daemon began in between: how long it had been away it cannot know, so exposure leaves that out
     /// (docs/decisions/0011-simulator.md).
-    fn somebody_was_away(&self, from: u64, to: u64) -> bool {
+    pub(crate) fn somebody_was_away(&self, from: u64, to: u64) -> bool {
         self.starts.iter().any(|start| (from..=to).contains(start))
     }
 
@@ -179,11 +141,6 @@ impl World {
     pub(crate) fn check_standby(&mut self, node: usize, history: &[Lineage]) {
         let machine = &self.machines[node];
         let Some(last) = machine.data.wal.last_complete().copied() else { return };
-        if let Phase::Promoting(promoting) = &self.raft.state().phase
-            && promoting.to == machine.id
-        {
-            return; // a candidate starts its own standby again, maybe after its promotion
-        }
         let place = history.iter().position(|entry| entry.timeline == last.timeline);
         let beyond = match place {
             None => Some(Lsn(last.start)),

@@ -104,6 +104,8 @@ pub(crate) struct Server {
     /// The postmaster is alive; without it sessions may go on all the same.
     pub(crate) postmaster: bool,
     pub(crate) open_to_clients: bool,
+    /// It was told to stop; without the gate's connection nothing holds that up any more.
+    pub(crate) stopping: bool,
     pub(crate) replay: u64,
     pub(crate) replaying: bool,
     pub(crate) waiting: VecDeque<Waiter>,
@@ -203,6 +205,8 @@ pub(crate) struct Doing {
     pub(crate) read_index: Option<usize>,
     /// What an earlier stage found.
     pub(crate) found: u64,
+    /// Since when the present stage waits.
+    pub(crate) since: Option<u64>,
 }
 
 /// A machine with everything on it.
@@ -317,6 +321,9 @@ impl Machine {
         self.doing = None;
         self.source = None;
         self.last_write = None;
+        if self.server.as_ref().is_some_and(|server| server.stopping) {
+            self.server_dies();
+        }
         self.following = None;
         self.journal.lose_what_is_not_synced();
         self.cell = Cell::default();
@@ -367,5 +374,7 @@ pub(crate) struct Acked {
     pub(crate) id: u64,
     pub(crate) epoch: Epoch,
     pub(crate) mode: DurabilityMode,
+    /// Somebody else was waited for.
+    pub(crate) waited: bool,
     pub(crate) decided_at: u64,
 }

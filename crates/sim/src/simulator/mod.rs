@@ -4,17 +4,21 @@
 //! cluster has to become whole, and the active site is lost once more. The same seed gives the same
 //! run, byte for byte.
 
+mod aims;
 mod chaos;
 mod content;
 mod daemon;
 mod hands;
 mod judges;
+mod losses;
 mod machine;
+mod operator;
 mod plan;
 mod raft;
 mod random;
 mod server;
 mod shipping;
+mod switchover;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -72,11 +72,17 @@ pub enum Fault {
     TasksFail,
     /// The standby replays slowly.
     SlowReplay,
+    /// An operator orders a switchover.
+    Switchover,
+    /// An operator turns the dial.
+    Dial,
+    /// An operator accepts a loss.
+    AcceptLoss,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 25] = [
+    pub const ALL: [Fault; 28] = [
         Fault::DaemonCrash,
         Fault::MachineCrash,
         Fault::DaemonFreeze,
@@ -102,7 +108,13 @@ impl Fault {
         Fault::Pause,
         Fault::TasksFail,
         Fault::SlowReplay,
+        Fault::Switchover,
+        Fault::Dial,
+        Fault::AcceptLoss,
     ];
+
+    /// Those that are drawn at random; `aims` adds the others.
+    const DRAWN: usize = 25;
 }
 
 impl fmt::Display for Fault {
@@ -151,8 +163,11 @@ impl Plan {
         let timing = random.pick(&[Timing::DEFAULT, Timing::DEFAULT, Timing::FAST, coarse()]);
         let kinds: BTreeSet<Fault> = loop {
             let share = random.pick(&[80, 200, 400, 700]);
-            let kinds: BTreeSet<Fault> =
-                Fault::ALL.into_iter().filter(|_| random.chance(share)).collect();
+            let kinds: BTreeSet<Fault> = Fault::ALL[..Fault::DRAWN]
+                .iter()
+                .copied()
+                .filter(|_| random.chance(share))
+                .collect();
             if !kinds.is_empty() {
                 break kinds;
             }
@@ -170,15 +185,9 @@ impl Plan {
             faults.push(planned(&mut random, fault, begin, safety));
         }
         cluster_in_time(&mut random, &mut faults);
-        faults.sort_by_key(|planned| planned.at);
-        if let Some(keep) = keep {
-            let all = std::mem::take(&mut faults);
-            let kept = all.into_iter().enumerate().filter(|(index, _)| keep.contains(index));
-            faults = kept.map(|(_, planned)| planned).collect();
-        }
         let margin = timing.margin.as_nanos() as u64;
         let write_delay_max = random.pick(&[0, 0, MS, margin / 10 * 9]);
-        Plan {
+        let mut plan = Plan {
             config: config(&mut random, &timing),
             timing,
             drift_ppm: std::array::from_fn(|_| drift(&mut random, &timing)),
@@ -190,7 +199,15 @@ impl Plan {
             kinds,
             faults,
             heal_at: begin + safety + 5 * SEC,
+        };
+        super::aims::add(&mut plan, seed, begin, safety);
+        plan.faults.sort_by_key(|planned| planned.at);
+        if let Some(keep) = keep {
+            let all = std::mem::take(&mut plan.faults);
+            let kept = all.into_iter().enumerate().filter(|(index, _)| keep.contains(index));
+            plan.faults = kept.map(|(_, planned)| planned).collect();
         }
+        plan
     }
 }
 

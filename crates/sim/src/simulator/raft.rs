@@ -13,6 +13,7 @@ use understudy_core::state::{Member, Phase};
 use understudy_core::{ClusterState, Command, Outcome};
 use understudy_types::{ClusterId, Incarnation, Lsn, NodeId, NodeKind};
 
+use super::losses::Terms;
 use super::plan::{Fault, MS, Plan, SEC};
 use super::world::{Happening, InDaemon, World, note};
 
@@ -201,6 +202,7 @@ impl World {
                 self.raft.credit = self.raft.credit.max(published.credit);
             }
             Command::Promote { to, epoch, promotion, .. } => {
+                self.terms = Terms::of(before, *to);
                 let grant = Grant { epoch: *epoch, node: *to, promotion: *promotion };
                 self.judge(protocol::each_grant_has_an_epoch_of_its_own(&self.grants, &grant));
                 self.grants.push(grant);
@@ -220,7 +222,8 @@ impl World {
                 let first = before.lineage.is_empty();
                 if !resumed && !first {
                     self.failovers += 1;
-                    self.account_for_losses(self.index_of(*node));
+                    let stated = state.current().map(|granted| granted.loss);
+                    self.account_for_losses(self.index_of(*node), stated);
                 }
             }
             Command::Release { by, .. } => self.check_release(by.node),

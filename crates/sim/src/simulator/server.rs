@@ -16,7 +16,7 @@ impl World {
         let next = self.random.between(every / 2, every * 3 / 2);
         self.after(next, Happening::Client(node));
         let Some(server) = self.machines[node].server_running(self.now) else { return };
-        if !server.primary {
+        if !server.primary || server.stopping {
             return;
         }
         let (open, waiting) = (server.open_to_clients, server.waiting.len());
@@ -80,6 +80,7 @@ impl World {
                 id: first.id,
                 epoch: written.epoch,
                 mode: written.permit.mode,
+                waited: !written.permit.waited_for.is_empty(),
                 decided_at: written.decided_at,
             });
         }

@@ -9,7 +9,7 @@ use understudy_types::{
     BootInstant, Exposure, Lsn, NodeId, ReceiverPosition, SeededBug, SourcePositions,
 };
 use understudy_wal::exposure::ExposureTracker;
-use understudy_wal::gate::{GatePositions, release, surviving_lsn};
+use understudy_wal::gate::{GatePositions, known_surviving_lsn, release, surviving_lsn};
 
 use super::content::{Rec, WAL_BEGINS, Wal};
 use super::machine::{Source, Written};
@@ -69,10 +69,12 @@ impl World {
         let receivers: Vec<ReceiverPosition> = source.receivers.values().copied().collect();
         let waited = machine.cell.permit.as_ref().map(|p| p.waited_for.clone()).unwrap_or_default();
         let surviving = surviving_lsn(&waited, &receivers);
+        let known = known_surviving_lsn(&waited, &receivers);
         let exposure: Exposure = source.tracker.exposure(surviving);
         let now = machine.clock(self.now);
-        let survives = (surviving > Lsn::ZERO).then(|| source.tracker.survival(surviving, now));
+        let survives = known.map(|lsn| source.tracker.survival(lsn, now));
         let positions = SourcePositions {
+            read_at: now,
             flush_lsn: Lsn(source.flush),
             released_lsn: Lsn(machine.cell.released),
             permit: machine.cell.permit.as_ref().map(|permit| permit.serial),

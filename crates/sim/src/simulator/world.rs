@@ -12,6 +12,7 @@ use understudy_core::node::{Event, PeerReport, Slot, TaskId};
 use understudy_types::{Lsn, NodeId, PromotionId, SystemId};
 
 use super::content::Rec;
+use super::losses::Terms;
 use super::machine::{Acked, Machine};
 use super::plan::{Fault, MS, Plan, SEC};
 use super::raft::Raft;
@@ -60,7 +61,7 @@ pub(crate) enum Happening {
     Client(usize),
     Fault { index: usize, attempts: u8 },
     DaemonStart(usize, u64),
-    PowerOn(usize),
+    PowerOn(usize, u64),
     Heal,
     Watch,
 }
@@ -150,6 +151,8 @@ pub(crate) struct World {
     pub(crate) lost_count: u64,
     pub(crate) grants: Vec<Grant>,
     pub(crate) failovers: u64,
+    /// On which terms the newest epoch was granted.
+    pub(crate) terms: Terms,
     pub(crate) late_releases: u64,
     pub(crate) whole_since: u64,
     /// When each daemon began: how long one was away is not known to it.
@@ -194,6 +197,7 @@ impl World {
             lost_count: 0,
             grants: Vec::new(),
             failovers: 0,
+            terms: Terms::default(),
             late_releases: 0,
             whole_since: 0,
             starts: Vec::new(),
@@ -329,7 +333,10 @@ impl World {
             Happening::Client(node) => self.client(node),
             Happening::Fault { index, attempts } => self.try_fault(index, attempts),
             Happening::DaemonStart(node, life) => self.start_daemon(node, life),
-            Happening::PowerOn(node) => self.power_on(node),
+            Happening::PowerOn(node, life) if self.machines[node].life == life => {
+                self.power_on(node);
+            }
+            Happening::PowerOn(..) => {}
             Happening::Heal => self.heal(),
             Happening::Watch => self.watch(),
         }
