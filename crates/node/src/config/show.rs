@@ -196,7 +196,11 @@ fn timing(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
         "# are checked. profile = \"default\" or \"fast\" sets all that are not set here."
     )?;
     writeln!(out, "[timing]")?;
-    writeln!(out, "# Raft.")?;
+    writeln!(
+        out,
+        "# Raft. The round trip between its leader and the nearer of the others stays below {}.",
+        duration::format(timing.round_trip_max())
+    )?;
     writeln!(out, "heartbeat = {}", time(timing.heartbeat))?;
     writeln!(out, "election_min = {}", time(timing.election_min))?;
     writeln!(out, "election_max = {}", time(timing.election_max))?;
