@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_core::node::{
-    Action, Completion, Core, CoreOptions, DataView, Event, GuardWish, JournalView, LocalView,
-    PostgresFacts, PostgresView, Task,
+    Action, Completion, Core, CoreOptions, DataView, Event, GuardWish, JournalView,
+    LocalView, PostgresFacts, PostgresView, Task,
 };
 use understudy_core::rejoin::{Rung, Survey};
 use understudy_core::state::{Member, Phase};
@@ -46,12 +46,19 @@ struct Machine {
     applied: usize,
     uuid: u128,
     permit: Option<PermitSerial>,
+    /// Of the last time that it took a server.
+    exposed_since: Option<BootInstant>,
 }
 
 #[derive(Clone, Copy)]
 struct Server {
     primary: bool,
     timeline: Timeline,
+}
+
+/// The wall clock of this world runs beside the other one.
+fn wall(now: BootInstant) -> i64 {
+    i64::try_from(now.0 / 1000).unwrap()
 }
 
 struct World {
@@ -115,7 +122,7 @@ impl World {
                 now,
                 Event::Leadership { is_leader: majority && Some(*id) == leader, majority },
             );
-            machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us: 1 });
+            machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us: wall(now) });
             machine.core.handle_event(now, Event::Source(positions));
             for report in reports.iter().filter(|report| report.node != *id) {
                 machine.core.handle_event(now, Event::Peer(report.clone()));
@@ -211,7 +218,8 @@ impl World {
             let view = machine.view();
             machine.uuid += 1;
             let fresh = PromotionId(uuid::Uuid::from_u128((u128::from(id.0) << 64) | machine.uuid));
-            machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us: 1 });
+            let wall_unix_us = wall(now);
+            machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us });
             machine.core.handle_event(now, Event::TaskDone(task_id, Ok(completion)));
         }
     }
@@ -284,6 +292,7 @@ impl Machine {
             applied: 0,
             uuid: 0,
             permit: None,
+            exposed_since: None,
         }
     }
 
@@ -333,6 +342,7 @@ impl Machine {
             Task::Hold(grant) => {
                 self.postgres = Some(Server { primary: true, timeline: grant.timeline });
                 self.recorded = grant.history;
+                self.exposed_since = Some(grant.exposed_since);
                 self.source = true;
                 Completion::Held { end_lsn: self.end }
             }
@@ -564,4 +574,27 @@ fn a_restarted_node_fences_nothing_before_a_majority_has_confirmed_its_state() {
         }
     }
     assert!(asked);
+}
+
+#[test]
+fn a_holder_whose_daemon_was_away_counts_the_time_as_exposed() {
+    let mut world = World::new(DurabilityMode::Bounded);
+    world.run_until("protected", LONG, protected);
+    let measured = |world: &World| {
+        let published = world.state.holder.as_ref().and_then(|holder| holder.published.as_ref());
+        published.is_some_and(|published| published.measured.is_some())
+    };
+    world.run_until("a measurement", LONG, measured);
+    // Nobody can take over.
+    world.kill(SOUTH);
+    let away = LONG * 3;
+    let begun = world.now;
+    world.kill(NORTH);
+    while world.now.since(begun) < away {
+        world.step();
+    }
+    world.restart(NORTH, 2);
+    world.run_until("serving", LONG, |w| w.serving() == [NORTH]);
+    let since = world.machines[&NORTH].exposed_since.unwrap();
+    assert!(since <= begun, "exposed since {since}, but gone since {begun}");
 }

@@ -12,7 +12,7 @@ use understudy_types::{
 use super::switchover::Switching;
 use super::{Action, Completion, Core, PostgresView, Role, Slot, Task, receiver_of};
 use crate::OnPassiveLoss;
-use crate::state::{Command, HolderProof, Published, ReleaseCause};
+use crate::state::{Command, HolderProof, Measured, Published, ReleaseCause};
 
 /// A server that answers neither an open session nor a new one for this long has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -293,6 +293,7 @@ impl Core {
             published.flush_lsn = source.flush_lsn;
             published.exposure = source.exposure;
             published.survives = source.survives;
+            published.measured = Some(Measured { by: self.me, at_unix_us: self.wall_unix_us });
             for receiver in &source.receivers {
                 let durable = published.durable.entry(receiver.node).or_default();
                 *durable = (*durable).max(receiver.durable_lsn);

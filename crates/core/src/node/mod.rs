@@ -778,6 +778,13 @@ impl Core {
         let own = self.released_at.filter(|(epoch, ..)| *epoch == self.state.epoch);
         let newest = own.map(|(.., at)| at).or(self.published_at.map(|(_, at)| at));
         let since = newest.map_or(Duration::ZERO, |at| self.now.since(at));
+        // A process that has just begun does not know how long it was away; its wall clock does, if it
+        // was not set back meanwhile. What this process released itself it knows better.
+        let measured = published.and_then(|published| published.measured);
+        let away = measured
+            .filter(|measured| own.is_none() && measured.by == self.me && self.wall_unix_us > 0)
+            .map_or(0, |measured| self.wall_unix_us.saturating_sub(measured.at_unix_us));
+        let since = since.max(Duration::from_micros(u64::try_from(away).unwrap_or(0)));
         self.now - (exposure + self.timing.ttl + since)
     }
 }
