@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_core::node::{
-    Action, Completion, Core, CoreOptions, DataView, Event, GuardWish, JournalView,
+    Action, Completion, Core, CoreOptions, Damping, DataView, Event, GuardWish, JournalView,
     LocalView, PostgresFacts, PostgresView, Task,
 };
 use understudy_core::rejoin::{Rung, Survey};
 use understudy_core::state::{Member, Phase};
+use understudy_core::verdict::Reason;
 use understudy_core::{ClusterConfig, ClusterState, Command, Outcome, Timing};
 use understudy_types::{
     BootInstant, ClusterId, DurabilityMode, Exposure, Incarnation, Lineage, Lsn, NodeId, NodeKind,
@@ -597,4 +598,110 @@ fn a_holder_whose_daemon_was_away_counts_the_time_as_exposed() {
     world.run_until("serving", LONG, |w| w.serving() == [NORTH]);
     let since = world.machines[&NORTH].exposed_since.unwrap();
     assert!(since <= begun, "exposed since {since}, but gone since {begun}");
+}
+
+const HOLD: Duration = Duration::from_secs(5);
+
+/// The witness leads in this world, so it alone has to know of the damping.
+fn damp(world: &mut World) {
+    let damping = Damping { window: LONG * 10, hold: HOLD, hold_max: HOLD * 2 };
+    let witness = world.machines.get_mut(&WITNESS).unwrap();
+    witness.core = Machine::new(WITNESS, 1).core.with_damping(damping);
+    witness.applied = 0;
+}
+
+/// Loses the active and waits for the other one to serve; then the lost one comes back.
+fn lose_active(world: &mut World, process: u64) -> Duration {
+    let active = world.serving()[0];
+    let passive = if active == NORTH { SOUTH } else { NORTH };
+    world.kill(active);
+    let outage = world.run_until("takeover", LONG, |w| w.serving() == [passive]);
+    world.restart(active, process);
+    world.run_until("protected again", LONG, protected);
+    outage
+}
+
+fn reason(world: &World) -> Reason {
+    world.machines[&WITNESS].core.verdict(world.now).reason
+}
+
+#[test]
+fn after_a_failover_and_the_way_back_each_further_one_waits_longer_up_to_a_bound() {
+    let mut world = World::new(DurabilityMode::Zero);
+    damp(&mut world);
+    world.run_until("protected", LONG, protected);
+    let outages: Vec<Duration> = (2..8).map(|process| lose_active(&mut world, process)).collect();
+    let usual = Duration::from_millis(3600);
+    let waited = [Duration::ZERO, Duration::ZERO, HOLD, HOLD * 2, HOLD * 2, HOLD * 2];
+    for (outage, waited) in outages.iter().zip(waited) {
+        assert!(*outage >= waited && *outage < waited + usual, "{outages:?}");
+    }
+    world.run_until("a warning", LONG, |w| {
+        matches!(reason(w), Reason::Damped { failovers: 6, left: None, .. })
+    });
+    // The count ends with the window.
+    for _ in 0..(LONG.as_millis() * 10 / STEP.as_millis()) {
+        world.step();
+    }
+    assert!(matches!(reason(&world), Reason::Ready { .. }), "{:?}", reason(&world));
+    assert!(lose_active(&mut world, 8) < usual);
+}
+
+#[test]
+fn a_holder_that_comes_back_within_the_hold_goes_on_without_a_failover() {
+    let mut world = World::new(DurabilityMode::Zero);
+    damp(&mut world);
+    world.run_until("protected", LONG, protected);
+    for process in 2..4 {
+        lose_active(&mut world, process);
+    }
+    let (active, epoch) = (world.serving()[0], world.state.epoch);
+    world.kill(active);
+    world
+        .run_until("the hold", LONG, |w| matches!(reason(w), Reason::Damped { left: Some(_), .. }));
+    world.restart(active, 5);
+    world.run_until("going on", HOLD, |w| w.serving() == [active]);
+    assert_eq!(world.state.epoch, epoch);
+}
+
+#[test]
+fn an_ordered_failover_does_not_wait_for_the_hold() {
+    let mut world = World::new(DurabilityMode::Zero);
+    damp(&mut world);
+    world.run_until("protected", LONG, protected);
+    for process in 2..6 {
+        lose_active(&mut world, process);
+    }
+    let active = world.serving()[0];
+    let passive = if active == NORTH { SOUTH } else { NORTH };
+    world.kill(active);
+    world
+        .run_until("the hold", LONG, |w| matches!(reason(w), Reason::Damped { left: Some(_), .. }));
+    let order = Command::OrderFailover {
+        to: passive,
+        epoch: world.state.epoch,
+        caller: "test".to_owned(),
+        reason: "because".to_owned(),
+        at_unix_us: 1,
+    };
+    let outcome = world.state.apply(world.log.len() as u64 + 1, &order);
+    assert!(outcome.is_accepted(), "{outcome:?}");
+    world.log.push((order, outcome, Arc::new(world.state.clone())));
+    world.run_until("moved", Duration::from_secs(1), |w| w.serving() == [passive]);
+}
+
+#[test]
+fn a_leader_that_was_restarted_leaves_the_next_failover_free_and_counts_on() {
+    let mut world = World::new(DurabilityMode::Zero);
+    damp(&mut world);
+    world.run_until("protected", LONG, protected);
+    for process in 2..7 {
+        lose_active(&mut world, process);
+    }
+    damp(&mut world);
+    world.run_until("the log applied again", LONG, |w| w.machines[&WITNESS].applied == w.log.len());
+    let usual = Duration::from_millis(3600);
+    assert!(lose_active(&mut world, 7) < usual);
+    let second = lose_active(&mut world, 8);
+    assert!(second >= HOLD && second < HOLD + usual, "{second:?}");
 }

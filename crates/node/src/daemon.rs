@@ -191,7 +191,8 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
             kind: config.kind,
             process: consensus.process_start(),
             timing: config.timing,
-        }),
+        })
+        .with_damping(config.damping),
         clock: clock.clone(),
         consensus: consensus.clone(),
         hands: hands.clone(),
