@@ -112,6 +112,8 @@ impl Lab {
         let mode = self.mode.as_str();
         // A site is lost on purpose, so the survivor is to go on alone.
         let mut text = format!("[durability]\nmode = \"{mode}\"\non_sole_survivor = \"open\"\n");
+        // And not once only.
+        text += "[timing]\nflap_hold = \"0s\"\n";
         text += "[parameters]\nshared_buffers = \"32MB\"\nmax_connections = 300\n\
                  max_prepared_transactions = 10\n";
         for site in SITES {

@@ -88,7 +88,9 @@ impl Lab {
     }
 
     fn topology(&self, plan: Plan) -> String {
-        let mut text = format!("[durability]\nmode = \"{}\"\n[timing]\n", plan.mode);
+        // Failures are made on purpose here, one after the other.
+        let mut text =
+            format!("[durability]\nmode = \"{}\"\n[timing]\nflap_hold = \"0s\"\n", plan.mode);
         if let Some(ttl) = plan.lease_ttl {
             text += &format!("lease_ttl = \"{ttl}\"\n");
         }

@@ -40,6 +40,11 @@ pub(crate) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
                 eprintln!("warning: {warning}");
             }
             println!("{}: good, node {}", file.display(), config.name);
+            // Nothing in a file can be held against it, so it is said.
+            println!(
+                "the consensus needs a round trip below {:?} between its leader and one other node",
+                config.timing.round_trip_max()
+            );
         }
         ConfigVerb::Show { file } => print!("{}", NodeConfig::load(file)?.show()),
     }

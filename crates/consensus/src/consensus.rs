@@ -28,6 +28,7 @@ use crate::network::Network;
 use crate::peers::{ChannelTo, FoundingMember, Peers};
 use crate::server::{PeerServer, Write, read_index, write};
 use crate::state_machine::{Applied, StateMachine, StateMachineError};
+use crate::steering::{self, Pace, Steering};
 use crate::store::{LogStore, StoreError, StoreOptions, StoredIdentity};
 use crate::{RaftHandle, decode_outcome, encode_command};
 
@@ -121,6 +122,8 @@ struct Inner {
     founding: watch::Receiver<FoundingStatus>,
     fatal: watch::Receiver<Option<String>>,
     tasks: Vec<tokio::task::AbortHandle>,
+    pace: Pace,
+    handle: Handle,
     runtime: Mutex<Option<Runtime>>,
 }
 
@@ -134,11 +137,20 @@ impl Drop for Inner {
     }
 }
 
+impl ConsensusOptions {
+    fn pace(&self) -> Pace {
+        let ConsensusOptions { heartbeat, election_min, election_max, .. } = *self;
+        Pace { heartbeat, election_min, election_max }
+    }
+}
+
 fn raft_config(options: &ConsensusOptions) -> Result<Config, ConsensusError> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let config = Config {
         cluster_name: options.cluster.to_string(),
-        heartbeat_interval: millis(options.heartbeat),
+        // openraft also ends each heartbeat after this, and a leader whose heartbeats are not
+        // answered in time accepts no command. So it is the patience; `steering` sets the pace.
+        heartbeat_interval: millis(options.pace().answer_patience()),
         election_timeout_min: millis(options.election_min),
         election_timeout_max: millis(options.election_max),
         enable_pre_vote: Some(true),
@@ -190,7 +202,7 @@ impl Consensus {
             .enable_all()
             .build()
             .map_err(ConsensusError::Runtime)?;
-        let handle = runtime.handle().clone();
+        let (handle, pace) = (runtime.handle().clone(), options.pace());
         let starting = handle.spawn(Parts::start(options, config, handle.clone()));
         let started = starting.await.unwrap_or_else(|error| {
             Err(ConsensusError::Raft(format!("the starting task failed: {error}")))
@@ -209,6 +221,8 @@ impl Consensus {
                     founding,
                     fatal,
                     tasks,
+                    pace,
+                    handle,
                     runtime,
                 };
                 Ok((Consensus(Arc::new(inner)), applied))
@@ -258,7 +272,13 @@ impl Consensus {
         use v1::propose_response::Result as Answer;
         let Some(leader) = self.leader() else { return Err(ProposeError::NoLeader) };
         if leader == self.0.peers.node {
-            return match write(&self.0.raft, command, left).await {
+            let written = tokio::select! {
+                written = write(&self.0.raft, command, left) => written,
+                () = self.another_leads(leader) => {
+                    Write::Unknown("this node does not lead any more".to_owned())
+                }
+            };
+            return match written {
                 Write::Applied { index, outcome } => Ok((index, outcome)),
                 Write::NotLeader(_) => Err(ProposeError::NoLeader),
                 Write::Unknown(why) => Err(ProposeError::Unknown(why)),
@@ -267,7 +287,16 @@ impl Consensus {
         let mut client = self.client(leader)?;
         let mut request = Request::new(v1::ProposeRequest { command });
         request.set_timeout(left);
-        let answer = match tokio::time::timeout(left, client.propose(request)).await {
+        let asked = tokio::time::timeout(left, client.propose(request));
+        let answer = tokio::select! {
+            answer = asked => answer,
+            // Whoever waits for a leader that was replaced could have asked the new one long ago.
+            () = self.another_leads(leader) => {
+                let why = format!("node {leader} does not lead any more");
+                return Err(ProposeError::Unknown(why));
+            }
+        };
+        let answer = match answer {
             Err(_) => {
                 let why = format!("node {leader} did not answer within {left:?}");
                 return Err(ProposeError::Unknown(why));
@@ -310,7 +339,11 @@ impl Consensus {
             return read_index(&self.0.raft).await.map_err(|_| ProposeError::NoLeader);
         }
         let mut client = self.client(leader)?;
-        let answer = client.read_index(v1::ReadIndexRequest {}).await;
+        let answer = tokio::select! {
+            answer = client.read_index(v1::ReadIndexRequest {}) => answer,
+            // A read has no effect: it is simply asked again, of the new leader.
+            () = self.another_leads(leader) => return Err(ProposeError::NoLeader),
+        };
         match answer.map_err(|status| propose_error(&status))?.into_inner().result {
             Some(Answer::Index(index)) => Ok(index),
             Some(Answer::NotLeader(_)) | None => Err(ProposeError::NoLeader),
@@ -325,6 +358,20 @@ impl Consensus {
             }
             if metrics.changed().await.is_err() {
                 return Err(ProposeError::NotSent("consensus has stopped".to_owned()));
+            }
+        }
+    }
+
+    /// Returns once somebody else than `leader` has led for a while: a leader that went in order still
+    /// answers what the next one has finished for it, one that was cut off does not.
+    async fn another_leads(&self, leader: NodeId) {
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            if metrics.borrow_and_update().current_leader.is_some_and(|now| now != leader.0) {
+                return tokio::time::sleep(self.0.pace.election_min).await;
+            }
+            if metrics.changed().await.is_err() {
+                return std::future::pending().await;
             }
         }
     }
@@ -393,7 +440,16 @@ impl Consensus {
             raft: self.0.raft.clone(),
             peers: Arc::clone(&self.0.peers),
             admitted: Arc::clone(&self.0.admitted),
+            runtime: self.0.handle.clone(),
+            pace: self.0.pace,
         }
+    }
+
+    /// Before a planned stop: hands leadership, if this node has it, to a follower that was heard
+    /// just now. Gives the new leader; `None` when there was nothing to hand over, or nobody took it
+    /// within the time, and then the others elect one as ever.
+    pub async fn step_aside(&self, within: Duration) -> Option<NodeId> {
+        steering::step_aside(&self.0.raft, self.0.pace, within).await
     }
 
     /// Set once consensus has stopped for a reason that a restart must answer: the daemon must stop.
@@ -469,6 +525,7 @@ impl Parts {
         config: Arc<Config>,
         handle: Handle,
     ) -> Result<(Parts, mpsc::UnboundedReceiver<Applied>), ConsensusError> {
+        let pace = options.pace();
         let ConsensusOptions { data_dir, cluster, node, name, members, channel, .. } = options;
         let store_options =
             StoreOptions { cluster: cluster.0, node_id: node.0, name: name.to_string() };
@@ -510,8 +567,12 @@ impl Parts {
             initial_active: options.initial_active,
             status,
         };
-        let tasks =
-            vec![handle.spawn(watching).abort_handle(), handle.spawn(work.run()).abort_handle()];
+        let steering = Steering { raft: raft.clone(), peers: Arc::clone(&peers), pace };
+        let tasks = vec![
+            handle.spawn(watching).abort_handle(),
+            handle.spawn(work.run()).abort_handle(),
+            handle.spawn(steering.run()).abort_handle(),
+        ];
         let parts = Parts { raft, peers, identity, admitted, leadership, founding, fatal, tasks };
         Ok((parts, applied))
     }

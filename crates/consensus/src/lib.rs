@@ -15,6 +15,7 @@ mod peers;
 mod raft_types;
 mod server;
 mod state_machine;
+mod steering;
 mod store;
 
 pub use codec::{CodecError, decode_command, decode_outcome, encode_command, encode_outcome};

@@ -37,6 +37,10 @@ const PART_BYTES: usize = 1 << 20;
 const ENTRIES_TTL_MIN: Duration = Duration::from_secs(1);
 
 /// Makes the links.
+///
+/// The worker that sends heartbeats gives each of them as long as openraft's heartbeat interval,
+/// which is set to the patience of an answer (`raft_config`), not to the pace of the heartbeats; so
+/// a heartbeat may use up all of it.
 pub(crate) struct Network {
     pub(crate) peers: Arc<Peers>,
 }
@@ -130,7 +134,7 @@ impl RaftNetworkV2<RaftTypes> for Link {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<RaftTypes>, CallError> {
         let ttl = if rpc.entries.is_empty() {
-            option.soft_ttl()
+            option.hard_ttl()
         } else {
             option.soft_ttl().max(ENTRIES_TTL_MIN)
         };
@@ -145,7 +149,7 @@ impl RaftNetworkV2<RaftTypes> for Link {
         rpc: VoteRequest<RaftTypes>,
         option: RPCOption,
     ) -> Result<VoteResponse<RaftTypes>, CallError> {
-        self.call(RPCTypes::Vote, option.soft_ttl(), &rpc, async |mut client, request| {
+        self.call(RPCTypes::Vote, option.hard_ttl(), &rpc, async |mut client, request| {
             client.vote(request).await
         })
         .await
@@ -156,7 +160,7 @@ impl RaftNetworkV2<RaftTypes> for Link {
         rpc: VoteRequest<RaftTypes>,
         option: RPCOption,
     ) -> Result<VoteResponse<RaftTypes>, CallError> {
-        self.call(RPCTypes::Vote, option.soft_ttl(), &rpc, async |mut client, request| {
+        self.call(RPCTypes::Vote, option.hard_ttl(), &rpc, async |mut client, request| {
             client.pre_vote(request).await
         })
         .await
@@ -167,7 +171,7 @@ impl RaftNetworkV2<RaftTypes> for Link {
         req: TransferLeaderRequest<RaftTypes>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<RaftTypes>, CallError> {
-        self.call(RPCTypes::TransferLeader, option.soft_ttl(), &req, async |mut client, request| {
+        self.call(RPCTypes::TransferLeader, option.hard_ttl(), &req, async |mut client, request| {
             client.transfer_leader(request).await
         })
         .await

@@ -17,11 +17,13 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::runtime::Handle;
 use tonic::Status;
 use understudy_proto::v1;
-use understudy_types::NodeName;
+use understudy_types::{NodeId, NodeName};
 
 use crate::peers::{Peers, parse_incarnation, wrong_storage};
+use crate::steering::{Pace, probe};
 use crate::{LogCommand, RaftHandle, RaftTypes, decode_command};
 
 /// A snapshot beyond this is not ours: the state is a few KiB.
@@ -38,6 +40,9 @@ pub struct PeerServer {
     pub(crate) peers: Arc<Peers>,
     /// A node with empty storage must first have asked whether a cluster knows it by another one.
     pub(crate) admitted: Arc<AtomicBool>,
+    /// Where the channels to the others live.
+    pub(crate) runtime: Handle,
+    pub(crate) pace: Pace,
 }
 
 fn stopped() -> Status {
@@ -71,7 +76,7 @@ impl PeerServer {
     ) -> Result<v1::RaftMessage, Status> {
         let payload = serde_json::to_vec(answer)
             .map_err(|error| Status::internal(format!("write consensus message: {error}")))?;
-        Ok(self.peers.envelope(understudy_types::NodeId(message.from), payload))
+        Ok(self.peers.envelope(NodeId(message.from), payload))
     }
 
     /// openraft's AppendEntries, heartbeats included.
@@ -190,6 +195,21 @@ impl PeerServer {
             Err(_) => return Err(Status::aborted("no majority confirmed the leader in time")),
         };
         Ok(v1::ReadIndexResponse { result: Some(result) })
+    }
+
+    /// Whether this node gets answers from another member, and soon; for a leader that does not.
+    pub async fn reach(
+        &self,
+        peer: &NodeName,
+        request: v1::ReachRequest,
+    ) -> Result<v1::ReachResponse, Status> {
+        self.peers.member(peer)?;
+        let node = NodeId(request.node_id);
+        if node == self.peers.node || !self.peers.members.contains_key(&node) {
+            return Err(Status::invalid_argument(format!("node {node} is not another member")));
+        }
+        let probing = self.runtime.spawn(probe(Arc::clone(&self.peers), node, self.pace));
+        Ok(v1::ReachResponse { reached: probing.await.unwrap_or(false) })
     }
 
     /// Who are you, and what is in your storage? A caller whose number belongs to another storage is

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod steering;
 
 use std::time::{Duration, Instant};
 

@@ -76,6 +76,14 @@ impl Timing {
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
+    /// What the round trip between the Raft leader and the nearer of the others must stay below. Each
+    /// heartbeat is sent once the one before was answered, and the leader's say ends `election_max`
+    /// after the sending of the last one that a majority has answered; one that is answered later than
+    /// `election_min` does not count.
+    pub fn round_trip_max(&self) -> Duration {
+        (self.election_max.saturating_sub(self.heartbeat) / 2).min(self.election_min)
+    }
+
     /// Checks every inequality.
     ///
     /// # Errors
@@ -158,6 +166,12 @@ mod tests {
             let challenger_real = timing.challenger_span(timing.ttl).as_secs_f64() / (1.0 + rho);
             assert!(holder_real < challenger_real);
         }
+    }
+
+    #[test]
+    fn a_round_trip_of_a_fifth_of_a_second_is_within_the_default_timings() {
+        assert_eq!(Timing::DEFAULT.round_trip_max(), Duration::from_millis(250));
+        assert_eq!(Timing::FAST.round_trip_max(), Duration::from_millis(125));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use understudy_types::{BootInstant, Lsn, NodeId, PromotionId};
 
@@ -55,6 +56,17 @@ pub enum Reason {
         /// Who takes over.
         candidate: String,
     },
+    /// As ready or failing over, but later: there were too many automatic failovers lately.
+    Damped {
+        /// Who takes over.
+        candidate: String,
+        /// Automatic failovers within the window.
+        failovers: usize,
+        /// How long the next one waits beyond the end of the lease.
+        hold: Duration,
+        /// What is left of it; `None` while the active holds the lease.
+        left: Option<Duration>,
+    },
     /// The active is handing over by an operator's order.
     HandingOver {
         /// Who takes over.
@@ -103,6 +115,7 @@ impl Reason {
             Reason::Bootstrap => "bootstrap",
             Reason::Ready { .. } => "ready",
             Reason::FailingOver { .. } => "failing-over",
+            Reason::Damped { .. } => "damped",
             Reason::HandingOver { .. } => "handing-over",
             Reason::Promoting { .. } => "promoting",
             Reason::NoMajority => "no-majority",
@@ -138,6 +151,19 @@ impl fmt::Display for Reason {
             Reason::FailingOver { candidate } => {
                 write!(f, "the active has lost its lease; {candidate} takes over")
             }
+            Reason::Damped { candidate, failovers, hold, left: None } => write!(
+                f,
+                "if the active is lost, {candidate} takes over {} s later than usual: there were \
+                 {failovers} automatic failovers lately",
+                hold.as_secs()
+            ),
+            Reason::Damped { candidate, failovers, left: Some(left), .. } => write!(
+                f,
+                "the active has lost its lease; {candidate} takes over in {} s unless the active \
+                 comes back, because there were {failovers} automatic failovers lately; an ordered \
+                 failover does not wait",
+                left.as_secs() + 1
+            ),
             Reason::HandingOver { candidate } => {
                 write!(f, "the active is handing over to {candidate}")
             }

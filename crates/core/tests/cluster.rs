@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_core::node::{
-    Action, Completion, Core, CoreOptions, DataView, Event, GuardWish, JournalView, LocalView,
-    PostgresFacts, PostgresView, Task,
+    Action, Completion, Core, CoreOptions, Damping, DataView, Event, GuardWish, JournalView,
+    LocalView, PostgresFacts, PostgresView, Task,
 };
 use understudy_core::rejoin::{Rung, Survey};
 use understudy_core::state::{Member, Phase};
+use understudy_core::verdict::Reason;
 use understudy_core::{ClusterConfig, ClusterState, Command, Outcome, Timing};
 use understudy_types::{
     BootInstant, ClusterId, DurabilityMode, Exposure, Incarnation, Lineage, Lsn, NodeId, NodeKind,
@@ -49,12 +50,19 @@ struct Machine {
     /// The timeline that its data is on, where that is not the newest one of its history.
     stands_on: Option<Timeline>,
     joins: u32,
+    /// Of the last time that it took a server.
+    exposed_since: Option<BootInstant>,
 }
 
 #[derive(Clone, Copy)]
 struct Server {
     primary: bool,
     timeline: Timeline,
+}
+
+/// The wall clock of this world runs beside the other one.
+fn wall(now: BootInstant) -> i64 {
+    i64::try_from(now.0 / 1000).unwrap()
 }
 
 struct World {
@@ -118,7 +126,7 @@ impl World {
                 now,
                 Event::Leadership { is_leader: majority && Some(*id) == leader, majority },
             );
-            machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us: 1 });
+            machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us: wall(now) });
             machine.core.handle_event(now, Event::Source(positions));
             for report in reports.iter().filter(|report| report.node != *id) {
                 machine.core.handle_event(now, Event::Peer(report.clone()));
@@ -215,7 +223,8 @@ impl World {
             let view = machine.view();
             machine.uuid += 1;
             let fresh = PromotionId(uuid::Uuid::from_u128((u128::from(id.0) << 64) | machine.uuid));
-            machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us: 1 });
+            let wall_unix_us = wall(now);
+            machine.core.handle_event(now, Event::Local { view, fresh, wall_unix_us });
             machine.core.handle_event(now, Event::TaskDone(task_id, Ok(completion)));
         }
     }
@@ -304,6 +313,7 @@ impl Machine {
             permit: None,
             stands_on: None,
             joins: 0,
+            exposed_since: None,
         }
     }
 
@@ -357,6 +367,7 @@ impl Machine {
             Task::Hold(grant) => {
                 self.postgres = Some(Server { primary: true, timeline: grant.timeline });
                 self.recorded = grant.history;
+                self.exposed_since = Some(grant.exposed_since);
                 self.source = true;
                 Completion::Held { end_lsn: self.end }
             }
@@ -632,4 +643,133 @@ fn a_restarted_node_fences_nothing_before_a_majority_has_confirmed_its_state() {
         }
     }
     assert!(asked);
+}
+
+#[test]
+fn a_holder_whose_daemon_was_away_counts_the_time_as_exposed() {
+    let mut world = World::new(DurabilityMode::Bounded);
+    world.run_until("protected", LONG, protected);
+    let measured = |world: &World| {
+        let published = world.state.holder.as_ref().and_then(|holder| holder.published.as_ref());
+        published.is_some_and(|published| published.measured.is_some())
+    };
+    world.run_until("a measurement", LONG, measured);
+    // Nobody can take over.
+    world.kill(SOUTH);
+    let away = LONG * 3;
+    let begun = world.now;
+    world.kill(NORTH);
+    while world.now.since(begun) < away {
+        world.step();
+    }
+    world.restart(NORTH, 2);
+    world.run_until("serving", LONG, |w| w.serving() == [NORTH]);
+    let since = world.machines[&NORTH].exposed_since.unwrap();
+    assert!(since <= begun, "exposed since {since}, but gone since {begun}");
+}
+
+const HOLD: Duration = Duration::from_secs(5);
+
+/// The witness leads in this world, so it alone has to know of the damping.
+fn damp(world: &mut World) {
+    let damping = Damping { window: LONG * 10, hold: HOLD, hold_max: HOLD * 2 };
+    let witness = world.machines.get_mut(&WITNESS).unwrap();
+    witness.core = Machine::new(WITNESS, 1).core.with_damping(damping);
+    witness.applied = 0;
+}
+
+/// Loses the active and waits for the other one to serve; then the lost one comes back.
+fn lose_active(world: &mut World, process: u64) -> Duration {
+    let active = world.serving()[0];
+    let passive = if active == NORTH { SOUTH } else { NORTH };
+    world.kill(active);
+    let outage = world.run_until("takeover", LONG, |w| w.serving() == [passive]);
+    world.restart(active, process);
+    world.run_until("protected again", LONG, protected);
+    outage
+}
+
+fn reason(world: &World) -> Reason {
+    world.machines[&WITNESS].core.verdict(world.now).reason
+}
+
+#[test]
+fn after_a_failover_and_the_way_back_each_further_one_waits_longer_up_to_a_bound() {
+    let mut world = World::new(DurabilityMode::Zero);
+    damp(&mut world);
+    world.run_until("protected", LONG, protected);
+    let outages: Vec<Duration> = (2..8).map(|process| lose_active(&mut world, process)).collect();
+    let usual = Duration::from_millis(3600);
+    let waited = [Duration::ZERO, Duration::ZERO, HOLD, HOLD * 2, HOLD * 2, HOLD * 2];
+    for (outage, waited) in outages.iter().zip(waited) {
+        assert!(*outage >= waited && *outage < waited + usual, "{outages:?}");
+    }
+    world.run_until("a warning", LONG, |w| {
+        matches!(reason(w), Reason::Damped { failovers: 6, left: None, .. })
+    });
+    // The count ends with the window.
+    for _ in 0..(LONG.as_millis() * 10 / STEP.as_millis()) {
+        world.step();
+    }
+    assert!(matches!(reason(&world), Reason::Ready { .. }), "{:?}", reason(&world));
+    assert!(lose_active(&mut world, 8) < usual);
+}
+
+#[test]
+fn a_holder_that_comes_back_within_the_hold_goes_on_without_a_failover() {
+    let mut world = World::new(DurabilityMode::Zero);
+    damp(&mut world);
+    world.run_until("protected", LONG, protected);
+    for process in 2..4 {
+        lose_active(&mut world, process);
+    }
+    let (active, epoch) = (world.serving()[0], world.state.epoch);
+    world.kill(active);
+    world
+        .run_until("the hold", LONG, |w| matches!(reason(w), Reason::Damped { left: Some(_), .. }));
+    world.restart(active, 5);
+    world.run_until("going on", HOLD, |w| w.serving() == [active]);
+    assert_eq!(world.state.epoch, epoch);
+}
+
+#[test]
+fn an_ordered_failover_does_not_wait_for_the_hold() {
+    let mut world = World::new(DurabilityMode::Zero);
+    damp(&mut world);
+    world.run_until("protected", LONG, protected);
+    for process in 2..6 {
+        lose_active(&mut world, process);
+    }
+    let active = world.serving()[0];
+    let passive = if active == NORTH { SOUTH } else { NORTH };
+    world.kill(active);
+    world
+        .run_until("the hold", LONG, |w| matches!(reason(w), Reason::Damped { left: Some(_), .. }));
+    let order = Command::OrderFailover {
+        to: passive,
+        epoch: world.state.epoch,
+        caller: "test".to_owned(),
+        reason: "because".to_owned(),
+        at_unix_us: 1,
+    };
+    let outcome = world.state.apply(world.log.len() as u64 + 1, &order);
+    assert!(outcome.is_accepted(), "{outcome:?}");
+    world.log.push((order, outcome, Arc::new(world.state.clone())));
+    world.run_until("moved", Duration::from_secs(1), |w| w.serving() == [passive]);
+}
+
+#[test]
+fn a_leader_that_was_restarted_leaves_the_next_failover_free_and_counts_on() {
+    let mut world = World::new(DurabilityMode::Zero);
+    damp(&mut world);
+    world.run_until("protected", LONG, protected);
+    for process in 2..7 {
+        lose_active(&mut world, process);
+    }
+    damp(&mut world);
+    world.run_until("the log applied again", LONG, |w| w.machines[&WITNESS].applied == w.log.len());
+    let usual = Duration::from_millis(3600);
+    assert!(lose_active(&mut world, 7) < usual);
+    let second = lose_active(&mut world, 8);
+    assert!(second >= HOLD && second < HOLD + usual, "{second:?}");
 }

@@ -191,7 +191,8 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
             kind: config.kind,
             process: consensus.process_start(),
             timing: config.timing,
-        }),
+        })
+        .with_damping(config.damping),
         clock: clock.clone(),
         consensus: consensus.clone(),
         hands: hands.clone(),
@@ -287,6 +288,9 @@ fn spawn_driver(driver: Driver) -> Result<(), RunError> {
     Ok(())
 }
 
+/// A stop waits at most this long for somebody to take over the leadership of the consensus.
+const STEP_ASIDE_PATIENCE: Duration = Duration::from_secs(1);
+
 async fn wait_for_end(
     consensus: &Consensus,
     served: impl Future<Output = Result<(), RunError>>,
@@ -310,6 +314,12 @@ async fn wait_for_end(
         }
     };
     tracing::info!("stopping; PostgreSQL is left to the next daemon, or to the guardian");
+    // While it is still served: the new leader needs this node's vote, or at least its log.
+    if outcome.is_ok()
+        && let Some(leader) = consensus.step_aside(STEP_ASIDE_PATIENCE).await
+    {
+        tracing::info!(%leader, "leadership was taken over");
+    }
     shutdown.cancel();
     consensus.shutdown().await;
     outcome

@@ -78,6 +78,14 @@ impl Peer for PeerService {
         self.consensus.read_index(&peer, request.into_inner()).await.map(Response::new)
     }
 
+    async fn reach(
+        &self,
+        request: Request<v1::ReachRequest>,
+    ) -> Result<Response<v1::ReachResponse>, Status> {
+        let peer = require_any_node(&request)?.clone();
+        self.consensus.reach(&peer, request.into_inner()).await.map(Response::new)
+    }
+
     async fn install_snapshot(
         &self,
         request: Request<Streaming<v1::SnapshotPart>>,

@@ -41,10 +41,11 @@ pub struct ChannelOptions {
 }
 
 impl ChannelOptions {
-    /// Small messages that must notice a dead peer at once: consensus.
+    /// Small messages that must notice a dead peer at once: consensus. TCP and TLS take two round
+    /// trips before the first call, so a line of half a second must fit into the connecting twice.
     pub fn consensus() -> ChannelOptions {
         ChannelOptions {
-            connect_timeout: Duration::from_millis(500),
+            connect_timeout: Duration::from_millis(1250),
             keepalive_interval: Duration::from_secs(1),
             keepalive_timeout: Duration::from_secs(1),
             stream_window_bytes: 1 << 20,

@@ -313,7 +313,7 @@ fn topology(offset: u16, mode: DurabilityMode, profile: &str, os_user: &str) -> 
     toml::Table::from_iter([
         ("nodes".to_owned(), toml::Value::Array(nodes.collect())),
         ("durability".to_owned(), toml::Table::from_iter(durability).into()),
-        ("timing".to_owned(), table(&[("profile", profile)]).into()),
+        ("timing".to_owned(), table(&[("profile", profile), ("flap_hold", "0s")]).into()),
         ("parameters".to_owned(), parameters.into()),
     ])
 }

@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use understudy_core::state::{HolderProof, Mark, Member, PromoteCause, Published, ReleaseCause};
+use understudy_core::state::{
+    HolderProof, Mark, Measured, Member, PromoteCause, Published, ReleaseCause,
+};
 use understudy_core::{ClusterConfig, OnSoleSurvivor};
 use understudy_proto::{FieldError, v1};
 use understudy_types::{
@@ -128,6 +130,10 @@ pub(super) fn write_published(published: &Published) -> v1::Published {
             lsn: survives.lsn.0,
             oldest_age_ns: nanos(survives.oldest_age),
         }),
+        measured: published.measured.map(|measured| v1::published::Measured {
+            by: measured.by.0,
+            at_unix_us: measured.at_unix_us,
+        }),
     }
 }
 
@@ -145,6 +151,9 @@ pub(super) fn read_published(published: v1::Published) -> Published {
             lsn: Lsn(survives.lsn),
             oldest_age: Duration::from_nanos(survives.oldest_age_ns),
         }),
+        measured: published
+            .measured
+            .map(|measured| Measured { by: NodeId(measured.by), at_unix_us: measured.at_unix_us }),
     }
 }
 

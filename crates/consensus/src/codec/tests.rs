@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::state::{
     Dial, Durability, Expect, FailoverOrder, Granted, Handover, Holder, HolderProof, Identity,
-    Ineligible, LossBound, LossLimit, Mark, Member, Operation, OperationKind, OperationStatus,
-    Pause, Phase, PhaseKey, PromoteCause, Promoting, Published, Rejection, ReleaseCause,
-    Switchover,
+    Ineligible, LossBound, LossLimit, Mark, Measured, Member, Operation, OperationKind,
+    OperationStatus, Pause, Phase, PhaseKey, PromoteCause, Promoting, Published, Rejection,
+    ReleaseCause, Switchover,
 };
 use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor};
 use understudy_types::{
@@ -44,6 +44,7 @@ fn published() -> Published {
         exposure: Exposure { time: Duration::from_nanos(1_000_000_001), lost_wal_bytes: 3 },
         durable: BTreeMap::from([(NodeId(1), Lsn(5)), (NodeId(3), Lsn::ZERO)]),
         survives: Some(Survival { lsn: Lsn(4), oldest_age: Duration::from_nanos(7) }),
+        measured: Some(Measured { by: NodeId(3), at_unix_us: -5 }),
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! The network is cut by taking away the way to a node; nothing else here is a stand-in.
 
+mod line;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,6 +22,8 @@ use understudy_proto::v1::peer_server::{Peer, PeerServer as PeerService};
 use understudy_transport as transport;
 use understudy_types::{ClusterId, NodeId, NodeKind, NodeName};
 use uuid::Uuid;
+
+pub(crate) use line::{Habit, Line};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -86,6 +90,12 @@ impl Peer for Service {
     ) -> Result<Response<v1::ReadIndexResponse>, Status> {
         delegate!(self, request, read_index)
     }
+    async fn reach(
+        &self,
+        request: Request<v1::ReachRequest>,
+    ) -> Result<Response<v1::ReachResponse>, Status> {
+        delegate!(self, request, reach)
+    }
     async fn report(
         &self,
         _: Request<v1::ReportRequest>,
@@ -99,6 +109,8 @@ impl Peer for Service {
 struct Ways {
     addresses: BTreeMap<NodeId, SocketAddr>,
     cut: BTreeSet<NodeId>,
+    /// From whom to whom; empty where nobody plays with single lines.
+    lines: BTreeMap<(NodeId, NodeId), Line>,
 }
 
 pub(crate) struct Lab {
@@ -107,6 +119,7 @@ pub(crate) struct Lab {
     cluster: ClusterId,
     ways: Arc<Mutex<Ways>>,
     files: AtomicU64,
+    with_lines: bool,
 }
 
 pub(crate) struct Node {
@@ -146,7 +159,20 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         authority.save(&dir.path().join("ca.pem"), &dir.path().join("ca.key")).unwrap();
         let ways = Arc::default();
-        Lab { dir, authority, cluster, ways, files: AtomicU64::new(0) }
+        Lab { dir, authority, cluster, ways, files: AtomicU64::new(0), with_lines: false }
+    }
+
+    /// As [`Lab::new`], with a line between any two nodes whose habits can be set.
+    pub(crate) fn with_lines() -> Lab {
+        Lab { with_lines: true, ..Lab::new() }
+    }
+
+    /// Sets how the line between two nodes behaves, whoever dialled.
+    pub(crate) fn between(&self, one: NodeId, other: NodeId, habit: Habit) {
+        let ways = self.ways.lock().unwrap();
+        for pair in [(one, other), (other, one)] {
+            ways.lines[&pair].set(habit);
+        }
     }
 
     pub(crate) fn identity(&self, node: u64) -> transport::TlsIdentity {
@@ -194,7 +220,9 @@ impl Lab {
             if ways.cut.contains(&NodeId(from)) || ways.cut.contains(&to) {
                 return None;
             }
-            let address = *ways.addresses.get(&to)?;
+            let direct = ways.addresses.get(&to).copied();
+            let line = ways.lines.get(&(NodeId(from), to)).map(|line| line.address);
+            let address = line.or(direct)?;
             let mut own = own.lock().unwrap();
             let channel = own.entry((to, address)).or_insert_with(|| {
                 let options = transport::ChannelOptions::consensus();
@@ -250,6 +278,12 @@ impl Lab {
         let listening =
             serving.spawn(async move { transport::Listener::bind(any, &identity, options).await });
         let listener = listening.await.unwrap().unwrap();
+        if self.with_lines {
+            for from in (1..=3).map(NodeId).filter(|from| *from != id) {
+                let line = Line::to(listener.local_addr()).await;
+                self.ways.lock().unwrap().lines.insert((from, id), line);
+            }
+        }
         self.ways.lock().unwrap().addresses.insert(id, listener.local_addr());
         let service = PeerService::new(Service(consensus.server()));
         let server = transport::server().add_service(service);

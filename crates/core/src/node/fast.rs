@@ -20,7 +20,7 @@ impl Core {
     /// Proposes the promotion if the policy is on, the holder is silent and its renewals stay away.
     pub(super) fn promote_on_seal(&mut self, now: BootInstant, holder: NodeId) {
         let state = &self.state;
-        let allowed = state.pause.is_none() && state.order.is_none();
+        let allowed = state.pause.is_none() && state.order.is_none() && self.hold(now).is_none();
         if !allowed || !state.config.promote_without_lease_wait || holder == self.me {
             return;
         }

@@ -12,7 +12,7 @@ use understudy_types::{
 use super::switchover::Switching;
 use super::{Action, Completion, Core, PostgresView, Role, Slot, Task, receiver_of};
 use crate::OnPassiveLoss;
-use crate::state::{Command, HolderProof, Published, ReleaseCause};
+use crate::state::{Command, HolderProof, Measured, Published, ReleaseCause};
 
 /// A server that answers neither an open session nor a new one for this long has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -315,6 +315,7 @@ impl Core {
             let stale = self.now.since(source.read_at);
             let aged = |s: Survival| Survival { oldest_age: s.oldest_age + stale, ..s };
             published.survives = source.survives.map(aged);
+            published.measured = Some(Measured { by: self.me, at_unix_us: self.wall_unix_us });
             for receiver in &source.receivers {
                 let durable = published.durable.entry(receiver.node).or_default();
                 *durable = (*durable).max(receiver.durable_lsn);

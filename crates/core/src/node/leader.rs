@@ -126,7 +126,8 @@ impl Core {
         }
         let lost_since = *self.leader.lost_since.get_or_insert(now);
         let ordered = self.state.order.is_some();
-        let allowed = self.state.is_ordered() || self.state.pause.is_none();
+        let free = self.state.pause.is_none() && self.hold_left(now).is_none();
+        let allowed = self.state.is_ordered() || free;
         let cause = if released { PromoteCause::Released } else { PromoteCause::LeaseOver };
         let choice = verdict::choose(&self.evidence(now));
         match choice {

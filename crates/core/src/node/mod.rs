@@ -9,6 +9,7 @@
 //! the release.
 
 mod candidate;
+mod damping;
 mod dial;
 mod fast;
 mod guard;
@@ -28,6 +29,7 @@ use understudy_types::{
     ProcessStart, PromotionId, SealedEnd, SourcePositions, SystemId, Timeline,
 };
 
+pub use damping::Damping;
 pub use guard::GuardWish;
 pub use views::{
     DataView, HeardReport, JournalView, LocalView, PeerReport, PostgresFacts, PostgresView,
@@ -40,6 +42,7 @@ use crate::verdict::{self, Verdict};
 use crate::{ClusterState, Timing};
 
 use candidate::Candidate;
+use damping::FlapWatch;
 use holder::HolderStage;
 use lease::{ChallengerClock, HolderLease};
 use passive::PassiveStage;
@@ -368,6 +371,7 @@ pub struct Core {
     lease: HolderLease,
     challenger: ChallengerClock,
     leader: leader::LeaderView,
+    flaps: FlapWatch,
     permit_serial: PermitSerial,
     permit: Option<Permit>,
     permit_in_force: PermitSerial,
@@ -406,6 +410,7 @@ impl Core {
             lease: HolderLease::default(),
             challenger: ChallengerClock::default(),
             leader: leader::LeaderView::default(),
+            flaps: FlapWatch::new(Damping::OFF),
             permit_serial: PermitSerial(0),
             permit: None,
             permit_in_force: PermitSerial(0),
@@ -499,7 +504,7 @@ impl Core {
     /// Would an automatic failover happen now, and why or why not. Any node can say, from the
     /// replicated state and from what it has heard.
     pub fn verdict(&self, now: BootInstant) -> Verdict {
-        verdict::judge(&self.evidence(now))
+        self.damped(now, verdict::judge(&self.evidence(now)))
     }
 
     /// What to tell the peers.
@@ -548,6 +553,7 @@ impl Core {
     ) {
         self.state = state;
         self.challenger.observe(now, &self.state, &self.timing);
+        self.flaps.observe(now, &self.state);
         let newest = self.state.holder.as_ref().map_or(0, |holder| holder.seq);
         let newest = (self.state.epoch, newest);
         // A grant publishes nothing: what was published last only grows older by it.
@@ -775,9 +781,16 @@ impl Core {
             let oldest = published.survives.map_or(Duration::ZERO, |survives| survives.oldest_age);
             published.exposure.time.max(oldest)
         });
+        let since = self.published_at.map_or(Duration::ZERO, |(_, at)| self.now.since(at));
+        // A process that has just begun does not know how long it was away; its wall clock does, if it
+        // was not set back meanwhile.
+        let measured = published.and_then(|published| published.measured);
+        let away = measured
+            .filter(|measured| measured.by == self.me && self.wall_unix_us > 0)
+            .map_or(0, |measured| self.wall_unix_us.saturating_sub(measured.at_unix_us));
+        let since = since.max(Duration::from_micros(u64::try_from(away).unwrap_or(0)));
         // It was published up to one ttl before it was applied.
-        let at = self.published_at.map_or(self.now, |(_, at)| at);
-        at - (exposed + self.timing.ttl)
+        self.now - (exposed + self.timing.ttl + since)
     }
 }
 

@@ -156,6 +156,18 @@ pub struct Published {
     pub survives: Option<Survival>,
     /// How far each receiver had made WAL durable.
     pub durable: BTreeMap<NodeId, Lsn>,
+    /// Who measured the exposure, and when; a holder without positions repeats the last measurement.
+    pub measured: Option<Measured>,
+}
+
+/// A moment on one node's own wall clock. It may only ever make exposure larger (docs/safety.md,
+/// section 3), and is never compared with another node's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// Whose clock.
+    pub by: NodeId,
+    /// Microseconds since the Unix epoch.
+    pub at_unix_us: i64,
 }
 
 /// The dial as it is in force.

@@ -91,6 +91,7 @@ impl Bench {
             exposure: Exposure::NONE,
             survives: Some(Survival { lsn: Lsn(900), oldest_age: Duration::ZERO }),
             durable: [(B, Lsn(900))].into(),
+            measured: None,
         };
         let by = self.proof(node, process);
         Command::Renew { by, seq, ttl: Duration::from_secs(3), published }

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use understudy_core::node::Damping;
 pub use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor, Timing};
 use understudy_types::{ClusterId, NodeId, NodeKind, NodeName, SiteName};
 
@@ -53,6 +54,8 @@ pub struct NodeConfig {
     pub durability: ClusterConfig,
     /// The protocol's durations, checked against every inequality. Default: profile `default`.
     pub timing: Timing,
+    /// How flapping is damped.
+    pub damping: Damping,
     /// What is logged, and how.
     pub log: LogConfig,
     /// What is allowed but surely not meant; to be logged at start and printed by `config check`.

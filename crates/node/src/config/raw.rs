@@ -92,6 +92,9 @@ pub(super) struct RawTiming {
     pub(super) renew_interval: Option<String>,
     pub(super) margin: Option<String>,
     pub(super) drift_bound: Option<f64>,
+    pub(super) flap_window: Option<String>,
+    pub(super) flap_hold: Option<String>,
+    pub(super) flap_hold_max: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -196,7 +196,11 @@ fn timing(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
         "# are checked. profile = \"default\" or \"fast\" sets all that are not set here."
     )?;
     writeln!(out, "[timing]")?;
-    writeln!(out, "# Raft.")?;
+    writeln!(
+        out,
+        "# Raft. The round trip between its leader and the nearer of the others stays below {}.",
+        duration::format(timing.round_trip_max())
+    )?;
     writeln!(out, "heartbeat = {}", time(timing.heartbeat))?;
     writeln!(out, "election_min = {}", time(timing.election_min))?;
     writeln!(out, "election_max = {}", time(timing.election_max))?;
@@ -213,7 +217,18 @@ fn timing(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
     )?;
     writeln!(out, "margin = {}", time(timing.margin))?;
     writeln!(out, "# How far two machines' clocks may run apart, as a ratio.")?;
-    writeln!(out, "drift_bound = {:?}", f64::from(timing.drift_ppm) / 1e6)
+    writeln!(out, "drift_bound = {:?}", f64::from(timing.drift_ppm) / 1e6)?;
+    writeln!(
+        out,
+        "# From the third automatic failover within the window on, each waits so much longer than"
+    )?;
+    writeln!(
+        out,
+        "# the lease, doubled each time up to the bound; ordered ones never wait. \"0s\" is off."
+    )?;
+    writeln!(out, "flap_window = {}", time(config.damping.window))?;
+    writeln!(out, "flap_hold = {}", time(config.damping.hold))?;
+    writeln!(out, "flap_hold_max = {}", time(config.damping.hold_max))
 }
 
 fn log(config: &NodeConfig, out: &mut String) -> std::fmt::Result {

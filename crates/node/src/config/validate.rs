@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use understudy_core::node::Damping;
 use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor, Timing};
 use understudy_types::{DurabilityMode, NodeId, NodeKind, NodeName};
 
@@ -130,6 +131,7 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
         found.error("data_dir", quoted(&data_dir.to_string_lossy()), remedy);
     }
     let timing = timing(&mut found, &raw.timing);
+    let damping = damping(&mut found, &raw.timing);
     let durability = durability(&mut found, &raw.durability, timing.ttl);
     let log = log(&mut found, &raw.log);
     if !found.errors.is_empty() {
@@ -152,6 +154,7 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
             postgres,
             durability,
             timing,
+            damping,
             log,
             warnings: found.warnings,
         })
@@ -470,6 +473,22 @@ fn timing(found: &mut Findings, raw: &RawTiming) -> Timing {
         }
     }
     timing
+}
+
+fn damping(found: &mut Findings, raw: &RawTiming) -> Damping {
+    let mut damping = Damping::DEFAULT;
+    found.duration("timing.flap_window", raw.flap_window.as_deref(), &mut damping.window);
+    found.duration("timing.flap_hold", raw.flap_hold.as_deref(), &mut damping.hold);
+    found.duration("timing.flap_hold_max", raw.flap_hold_max.as_deref(), &mut damping.hold_max);
+    if damping.hold_max < damping.hold {
+        let remedy = format!(
+            "flap_hold_max >= flap_hold does not hold: {} < {}",
+            duration::format(damping.hold_max),
+            duration::format(damping.hold)
+        );
+        found.error("timing.flap_hold_max", quoted(&duration::format(damping.hold_max)), remedy);
+    }
+    damping
 }
 
 fn log(found: &mut Findings, raw: &RawLog) -> LogConfig {
