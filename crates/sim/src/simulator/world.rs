@@ -16,6 +16,7 @@ use super::machine::{Acked, Machine};
 use super::plan::{Fault, MS, Plan, SEC};
 use super::raft::Raft;
 use super::random::Random;
+use super::recording::Recording;
 
 pub(crate) const SYSTEM: SystemId = SystemId(42);
 
@@ -160,6 +161,7 @@ pub(crate) struct World {
     pub(crate) breach: Option<Breach>,
     pub(crate) trace: Trace,
     pub(crate) events: u64,
+    pub(crate) recording: Option<Recording>,
 }
 
 /// A line of the trace, formatted only when somebody wants to read it.
@@ -203,6 +205,7 @@ impl World {
             breach: None,
             trace: Trace { keeps: keeps_trace, ..Trace::default() },
             events: 0,
+            recording: None,
         };
         for node in 0..3 {
             world.begin_daemon(node);
