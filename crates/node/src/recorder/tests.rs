@@ -103,7 +103,8 @@ fn a_full_queue_drops_counts_and_says_so_where_it_happened() {
     assert_eq!(shared.missed_total.load(Ordering::Relaxed), dropped);
     let options = options(dir.path(), 64 << 20);
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| writer::run(&options, &receiver, &shared));
+        let (options, shared) = (&options, &*shared);
+        let writer = scope.spawn(move || writer::run(options, &receiver, shared));
         recorder.last_words().unwrap().speak();
         wait_until("the end of the queue", || {
             let before = shared.missed_total.load(Ordering::Relaxed);
@@ -166,9 +167,10 @@ fn a_directory_that_cannot_be_written_stops_nothing() {
 fn a_daemon_that_starts_again_and_again_leaves_a_bounded_number_of_files() {
     let dir = tempfile::tempdir().unwrap();
     let ring = Ring::new(dir.path(), 64 << 20);
-    for _ in 0..4200 {
-        ring.open_next().unwrap();
+    for number in 1..=4199 {
+        std::fs::write(dir.path().join(format!("{number:010}.trace")), "").unwrap();
     }
+    ring.open_next().unwrap();
     let files = files(dir.path());
     assert_eq!(files.len(), 4096);
     assert!(files.last().unwrap().ends_with("0000004200.trace"));
