@@ -9,6 +9,7 @@ mod init;
 mod operate;
 mod output;
 mod receipt;
+mod replay;
 mod rpo;
 mod status;
 mod switchover;
@@ -76,6 +77,8 @@ enum Verb {
     Operation(operate::OperationArgs),
     /// Show what a former active had that the cluster has not: its loss receipts.
     Receipt(receipt::ReceiptArgs),
+    /// Explain what a node decided and why, from its decision recorder's files.
+    Replay(replay::ReplayArgs),
     /// WAL for PostgreSQL's own tools.
     Wal(wal::WalArgs),
     /// Watch a lease in place of a daemon that cannot; started by the daemon, not by people.
@@ -139,6 +142,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Resume(args) => client(operate::resume(&context.load()?, &args)),
         Verb::Operation(args) => client(operate::operation(&context.load()?, &args)),
         Verb::Receipt(args) => receipt::run(context, &args),
+        Verb::Replay(args) => replay::run(&args),
         Verb::Wal(args) => Ok(wal::run(&args)),
         Verb::Guard(args) => {
             understudy_node::guard::watch(&understudy_node::guard::WatchOptions {
@@ -200,6 +204,9 @@ mod tests {
             "understudy receipt show epoch-2-1 --node north --output json",
             "understudy receipt transactions epoch-2-1 --data-dir /d",
             "understudy wal get --journal /j 000000010000000000000001 pg_wal/RECOVERYXLOG",
+            "understudy replay /d/trace",
+            "understudy replay t.trace --from 2026-01-31T12:00:00Z --until 99 --only changes",
+            "understudy replay t.trace --only decisions --output json",
             "understudy config check n.toml",
             "understudy demo --plain",
             "understudy guard --dir /g --data-directory /d --owner-uid 1 --owner-gid 2",
@@ -229,6 +236,8 @@ mod tests {
             "understudy rpo set some --reason x",
             "understudy rpo set bounded --on-passive-loss panic --reason x",
             "understudy operation seven",
+            "understudy replay",
+            "understudy replay t.trace --from noon",
             "understudy receipt",
             "understudy receipt show --node north --data-dir /d",
             "understudy wal get --journal /j 000000010000000000000001",

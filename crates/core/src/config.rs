@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::DurabilityMode;
 
 /// What happens to commits when the passive is lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnPassiveLoss {
     /// They wait: in `zero` at once, in `bounded` when exposure reaches the ceiling.
     Stall,
@@ -14,7 +15,7 @@ pub enum OnPassiveLoss {
 }
 
 /// What a newly promoted node does while nobody is left to wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnSoleSurvivor {
     /// It opens, recorded as sole survivor: availability first, once the other copy is gone anyway.
     Open,
@@ -23,7 +24,7 @@ pub enum OnSoleSurvivor {
 }
 
 /// The cluster's configuration: agreed through consensus, the same on every node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterConfig {
     /// The RPO dial as the operator set it; what is in force is in the durability.
     pub mode: DurabilityMode,

@@ -4,10 +4,11 @@
 //! node's own WAL lies at or before the point where the cluster's history left it; checkpoints alone
 //! do not say that (mistake 12 of docs/safety.md).
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{Lineage, Lsn, SeededBug, SystemId, Timeline};
 
 /// What was found in a data directory whose PostgreSQL is stopped.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Survey {
     /// Nothing is there.
     Empty,
@@ -29,7 +30,7 @@ pub enum Survey {
 }
 
 /// A rung of the ladder, cheapest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Rung {
     /// Start as a standby on what is there.
     Follow,

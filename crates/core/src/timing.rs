@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::SeededBug;
 
 /// Every duration that safety or the time of a failover rests on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
     /// Raft heartbeat.
     pub heartbeat: Duration,

@@ -36,6 +36,7 @@ use crate::http::HttpDoor;
 use crate::limits;
 use crate::observer::{LocalSeen, observe};
 use crate::receipts::Promised;
+use crate::recorder::{LastWordsCell, Recorder, RecorderOptions};
 use crate::reports::{self, Board};
 
 /// The node cannot run.
@@ -94,7 +95,8 @@ where
 pub fn run(config_path: &Path) -> Result<(), RunError> {
     let config = NodeConfig::load(config_path)?;
     crate::telemetry::start(&config.log);
-    stop_at_broken_invariants();
+    let last_words = LastWordsCell::default();
+    stop_at_broken_invariants(last_words.clone());
     for warning in &config.warnings {
         tracing::warn!(warning, "configuration");
     }
@@ -104,23 +106,27 @@ pub fn run(config_path: &Path) -> Result<(), RunError> {
         .enable_all()
         .build()
         .map_err(part("start the runtime"))?;
-    let outcome = runtime.block_on(run_node(config));
+    let outcome = runtime.block_on(run_node(config, &last_words));
     // Streams that clients hold open must not hold the end up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
 /// A panic is a broken invariant, in whichever task: the design is safe when the process stops.
-fn stop_at_broken_invariants() {
+fn stop_at_broken_invariants(last_words: LastWordsCell) {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         tracing::error!(%panic, "broken invariant: the daemon stops");
         print(panic);
+        // What led to it is what a replay is for.
+        if let Some(last_words) = last_words.get() {
+            last_words.speak();
+        }
         std::process::abort();
     }));
 }
 
-async fn run_node(config: NodeConfig) -> Result<(), RunError> {
+async fn run_node(config: NodeConfig, last_words: &LastWordsCell) -> Result<(), RunError> {
     let identity = load_identity(&config)?;
     prepare_directories(&config)?;
     let clock: Arc<dyn Clock> = Arc::new(BootClock);
@@ -185,6 +191,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
     let look_interval_ms = Arc::new(AtomicU64::new(200));
     let (observed_sender, observed) = mpsc::channel(16);
     let seen = watch::Sender::new(LocalSeen::default());
+    let recorder = start_recorder(&config, &consensus, last_words)?;
     let driver = Driver {
         core: Core::new(CoreOptions {
             me: config.id,
@@ -206,6 +213,7 @@ async fn run_node(config: NodeConfig) -> Result<(), RunError> {
         observed: observed_sender,
         running: None,
         guard: guard.clone().map(GuardTeller::new),
+        recorder,
     };
     let seen_by_doors = seen.subscribe();
     let observer = hands.clone().map(|hands| Observer::new(hands, look_interval_ms));
@@ -261,6 +269,29 @@ fn start_guard(
     }
     tokio::spawn(guard::keep(link.clone()));
     Ok(Some(link))
+}
+
+/// The decision recorder, unless the configuration says otherwise.
+fn start_recorder(
+    config: &NodeConfig,
+    consensus: &Consensus,
+    last_words: &LastWordsCell,
+) -> Result<Recorder, RunError> {
+    if config.trace_bytes_max == 0 {
+        return Ok(Recorder::default());
+    }
+    let recorder = Recorder::start(RecorderOptions {
+        dir: config.data_dir.join("trace"),
+        bytes_max: config.trace_bytes_max,
+        node: config.id,
+        name: config.name.to_string(),
+        process: consensus.process_start(),
+    })
+    .map_err(part("start the recorder's thread"))?;
+    if let Some(words) = recorder.last_words() {
+        last_words.get_or_init(|| words);
+    }
+    Ok(recorder)
 }
 
 /// The dial as the cluster has agreed on it.
@@ -355,6 +386,7 @@ fn prepare_directories(config: &NodeConfig) -> Result<(), RunError> {
     // PostgreSQL's user passes through to run/ and reads the journal for restore_command.
     make(&config.data_dir, 0o711, None)?;
     make(&config.data_dir.join("raft"), 0o700, None)?;
+    make(&config.data_dir.join("trace"), 0o700, None)?;
     if let Some(postgres) = &config.postgres {
         let user = OsUser::lookup(&postgres.os_user).map_err(part("find PostgreSQL's user"))?;
         make(&config.data_dir.join("wal"), 0o750, Some(user.gid))?;

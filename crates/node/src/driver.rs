@@ -21,6 +21,7 @@ use understudy_types::{BootInstant, Clock};
 
 use crate::guard::GuardTeller;
 use crate::hands::{Hands, TaskDone};
+use crate::recorder::Recorder;
 
 /// How long one proposal may take before its outcome counts as unknown.
 const PROPOSE_PATIENCE: Duration = Duration::from_secs(2);
@@ -66,6 +67,7 @@ pub(crate) struct Driver {
     pub(crate) observed: mpsc::Sender<TaskDone>,
     pub(crate) running: Option<JoinHandle<()>>,
     pub(crate) guard: Option<GuardTeller>,
+    pub(crate) recorder: Recorder,
 }
 
 impl Driver {
@@ -80,7 +82,7 @@ impl Driver {
                 Ok(None) => return,
                 Err(_) => Event::Tick,
             };
-            self.core.handle_event(self.clock.now(), event);
+            self.take(event);
             // Before the actions: a server is only started, or left alone, once this was said.
             if let Some(guard) = &mut self.guard {
                 let now = self.clock.now();
@@ -91,6 +93,16 @@ impl Driver {
             }
             self.publish(self.clock.now());
         }
+    }
+
+    /// The core's door: every event goes through here, recorded with what is decided on it. Whatever
+    /// ends the core is recorded before it.
+    fn take(&mut self, event: Event) {
+        let now = self.clock.now();
+        self.recorder.event(now, &event, &self.core);
+        let before = self.core.decided().len();
+        self.core.handle_event(now, event);
+        self.recorder.actions(self.core.decided().skip(before));
     }
 
     fn act(&mut self, action: Action) {
@@ -114,7 +126,7 @@ impl Driver {
                 let serial = permit.serial;
                 match self.cell.set(permit) {
                     Ok(()) => {
-                        self.core.handle_event(self.clock.now(), Event::PermitInForce(serial));
+                        self.take(Event::PermitInForce(serial));
                     }
                     Err(error) => tracing::warn!(%error, "permit not taken"),
                 }

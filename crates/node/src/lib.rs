@@ -18,6 +18,7 @@ mod limits;
 mod observer;
 mod own_report;
 mod peer_service;
+mod recorder;
 mod reports;
 mod telemetry;
 mod wal_service;

@@ -1,12 +1,12 @@
 //! The verb `sim`: which seeds, on how many threads, and what is said about them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use understudy_sim::simulator::{self, Fault, Report};
 
 use crate::record;
@@ -29,6 +29,13 @@ pub(crate) struct Options {
     /// With `--seed`: try only these of its faults, for instance `0,3`.
     #[arg(long, value_delimiter = ',', requires = "seed")]
     faults: Vec<usize>,
+    /// With `--seed`: write the decision trace of this node (1 to 3), for `understudy replay`.
+    #[arg(long, value_name = "N", requires_all = ["seed", "out"],
+          value_parser = clap::value_parser!(u8).range(1..=3))]
+    trace_node: Option<u8>,
+    /// Where the trace is written.
+    #[arg(long, value_name = "FILE", requires = "trace_node")]
+    out: Option<PathBuf>,
     /// Begin at a number that no run has had, from the clock.
     #[arg(long, conflicts_with_all = ["seed", "first"])]
     fresh: bool,
@@ -113,6 +120,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     make_bug(options);
     if let Some(seed) = options.seed {
+        if let (Some(node), Some(out)) = (options.trace_node, &options.out) {
+            return write_trace(seed, &options.faults, node, out);
+        }
         return Ok(show_one(seed, &options.faults));
     }
     let first = match &options.record {
@@ -180,10 +190,23 @@ fn run_all(first: u64, seeds: u64, options: &Options, begun: Instant) -> Sum {
     sum.into_inner().expect("no thread panics while it adds")
 }
 
+fn kept(faults: &[usize]) -> Option<BTreeSet<usize>> {
+    (!faults.is_empty()).then(|| faults.iter().copied().collect())
+}
+
+/// Runs a seed for the decision trace of one of its nodes.
+fn write_trace(seed: u64, faults: &[usize], node: u8, out: &Path) -> Result<bool> {
+    let (report, bytes) =
+        simulator::run_recorded(seed, kept(faults).as_ref(), usize::from(node) - 1);
+    std::fs::write(out, &bytes).with_context(|| format!("write the trace {}", out.display()))?;
+    let outcome = report.violation.as_deref().unwrap_or("good");
+    println!("seed {seed}: {outcome}");
+    println!("look at node {node} with: understudy replay {} --only changes", out.display());
+    Ok(report.violation.is_none())
+}
+
 fn show_one(seed: u64, faults: &[usize]) -> bool {
-    let keep: Option<BTreeSet<usize>> =
-        (!faults.is_empty()).then(|| faults.iter().copied().collect());
-    let report = simulator::run(seed, keep.as_ref(), true);
+    let report = simulator::run(seed, kept(faults).as_ref(), true);
     print!("{}", report.trace);
     println!("seed {seed}: {} events, hash {:016x}", report.events, report.hash);
     match &report.violation {

@@ -4,12 +4,16 @@ use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A moment on `CLOCK_BOOTTIME`, in nanoseconds since the machine started.
 ///
 /// A suspended machine must not wake up with a lease that still looks valid, so neither
 /// `CLOCK_MONOTONIC` nor `std::time::Instant` (which stop during suspend on Linux) may be used for it.
 /// Two machines' moments cannot be compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct BootInstant(pub u64);
 
 impl BootInstant {

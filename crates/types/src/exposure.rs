@@ -57,7 +57,7 @@ pub struct Exposure {
 }
 
 /// Against what exposure was measured, where anybody else is known to hold anything at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Survival {
     /// Everything before this is durable at every node that could take over.
     pub lsn: Lsn,

@@ -5,16 +5,20 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     BootInstant, DurabilityMode, Epoch, Exposure, Lsn, NodeId, PromotionId, Survival, Timeline,
 };
 
 /// Numbers the permits and admissions of one process, ascending; a late one is recognised by it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct PermitSerial(pub u64);
 
 /// Leave to acknowledge commits, under conditions, until a moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Permit {
     /// Which permit this is.
     pub serial: PermitSerial,
@@ -40,7 +44,7 @@ pub struct Permit {
 }
 
 /// Leave to store and acknowledge WAL at a passive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admission {
     /// Which admission this is.
     pub serial: PermitSerial,
@@ -53,7 +57,7 @@ pub struct Admission {
 }
 
 /// Where one receiver of WAL stands, as the source knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiverPosition {
     /// Who.
     pub node: NodeId,
@@ -66,7 +70,7 @@ pub struct ReceiverPosition {
 }
 
 /// Where the WAL path of a holder stands; sent to the core in bulk and on edges.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourcePositions {
     /// When all of this was read, on this node's clock: it may be handled long after that.
     pub read_at: BootInstant,
@@ -90,7 +94,7 @@ pub struct SourcePositions {
 }
 
 /// The verified, durable end of a sealed journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedEnd {
     /// Frames of epochs before this one are refused from now on, durably.
     pub epoch: Epoch,

@@ -24,7 +24,13 @@ const PREFIX: &str = "understudy-";
 /// docs/ARCHITECTURE.md says the same in words.
 const TABLE: &[Row] = &[
     Row { name: "types", ours: &[], theirs: Some(&["serde", "thiserror", "uuid"]) },
-    Row { name: "core", ours: &["types"], theirs: Some(&["thiserror"]) },
+    Row { name: "core", ours: &["types"], theirs: Some(&["serde", "thiserror"]) },
+    // The decision recorder's form and its replay; JSON, because it names its fields.
+    Row {
+        name: "trace",
+        ours: &["types", "core"],
+        theirs: Some(&["crc32c", "serde", "serde_json", "thiserror"]),
+    },
     Row { name: "wal", ours: &["types"], theirs: Some(&["bytes", "crc32c", "thiserror"]) },
     Row { name: "checks", ours: &["types"], theirs: Some(&["serde", "thiserror"]) },
     Row { name: "proto", ours: &["types"], theirs: None },
@@ -34,15 +40,30 @@ const TABLE: &[Row] = &[
     Row { name: "postgres", ours: &["types"], theirs: None },
     Row {
         name: "node",
-        ours: &["types", "core", "wal", "proto", "transport", "consensus", "shipping", "postgres"],
+        ours: &[
+            "types",
+            "core",
+            "trace",
+            "wal",
+            "proto",
+            "transport",
+            "consensus",
+            "shipping",
+            "postgres",
+        ],
         theirs: None,
     },
     Row { name: "workload", ours: &["types", "checks"], theirs: None },
-    Row { name: "cli", ours: &["types", "proto", "transport", "node", "workload"], theirs: None },
+    // `trace` for `replay`: without a daemon, on files alone.
+    Row {
+        name: "cli",
+        ours: &["types", "trace", "proto", "transport", "node", "workload"],
+        theirs: None,
+    },
     // Drives the built binary as an operator would; the client and the judgements are the demo's.
     Row { name: "chaos", ours: &["checks", "workload"], theirs: None },
     // Checks of the protocol, for developers; nothing depends on it and the daemon never has it.
-    Row { name: "sim", ours: &["types", "core", "wal", "checks"], theirs: None },
+    Row { name: "sim", ours: &["types", "core", "trace", "wal", "checks"], theirs: None },
     Row { name: "xtask", ours: &[], theirs: None },
 ];
 

@@ -4,6 +4,7 @@
 //! Until the report is accepted nothing was acknowledged under the new epoch, so the leader may
 //! supersede it at any moment; the linearizable read before the promotion keeps the two apart.
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{BootInstant, Lsn, NodeId, PromotionId, SealedEnd, SeededBug, Timeline};
 
 use super::{Action, Completion, Core, Grant, Role, Slot, Task, TaskFailure};
@@ -11,7 +12,7 @@ use crate::rejoin::{Rung, Survey};
 use crate::state::{Command, HolderProof, Mark, Phase, Promoting};
 
 /// What the candidate is doing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum Step {
     /// Asking the majority whether the grant still stands.
     Confirming,
@@ -33,7 +34,7 @@ enum Step {
 }
 
 /// The candidate's own memory.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Candidate {
     promotion: PromotionId,
     step: Step,

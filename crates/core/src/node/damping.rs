@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{BootInstant, Epoch};
 
 use super::Core;
@@ -24,7 +25,7 @@ const REPLAY: Duration = Duration::from_secs(2);
 const REMEMBERED: usize = 64;
 
 /// How further failovers are held up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damping {
     /// Failovers count for this long.
     pub window: Duration,
@@ -48,7 +49,7 @@ impl Damping {
 }
 
 /// When this node applied the automatic failovers that count; volatile.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct FlapWatch {
     damping: Damping,
     began: Option<BootInstant>,

@@ -4,13 +4,14 @@
 //! everything ever acknowledged has to be where that mode promises it, and only then it is recorded.
 //! A weakening is recorded first; the permit follows the applied state. Nothing here loosens a permit.
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{BootInstant, DurabilityMode, NodeId, PermitSerial, SourcePositions};
 
 use super::{Core, Slot, receiver_of};
 use crate::state::Command;
 
 /// A stricter mode at the gate that is not recorded yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Strengthening {
     /// Which.
     mode: DurabilityMode,

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{
     BootInstant, DurabilityMode, Epoch, Lsn, NodeId, Permit, PermitSerial, ReceiverPosition,
     SeededBug, SourcePositions, Survival,
@@ -28,7 +29,7 @@ const CREDIT_BYTES: u64 = 256 * 1024 * 1024;
 const CAUGHT_UP: Duration = Duration::from_secs(1);
 
 /// What the holder is doing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum Step {
     /// Renewing; no lease yet.
     Acquiring,
@@ -52,14 +53,14 @@ enum Step {
     Releasing,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum AfterFence {
     Restart,
     Release,
 }
 
 /// The holder's own memory; gone with the epoch or the process.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct HolderStage {
     epoch: Epoch,
     step: Step,

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{BootInstant, Epoch, Lsn, NodeId, SystemId, Timeline};
 
 use super::{Core, REPORT_FRESH, Slot};
@@ -22,7 +23,7 @@ const RESUME_PATIENCE: Duration = Duration::from_secs(2);
 const ORDER_PATIENCE: Duration = Duration::from_secs(15);
 
 /// When this node saw the present phase begin; volatile.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct LeaderView {
     phase: Option<(Epoch, bool)>,
     since: BootInstant,

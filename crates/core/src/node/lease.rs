@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{BootInstant, Epoch, SeededBug};
 
 use crate::{ClusterState, Outcome, Timing};
@@ -17,7 +18,7 @@ const IN_FLIGHT_MAX: usize = 8;
 const FAILED_RETRY: Duration = Duration::from_millis(100);
 
 /// The holder's side. The fields are public because the exhaustive model carries them in its states.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct HolderLease {
     /// The epoch that the rest speaks of.
     pub epoch: Epoch,
@@ -92,7 +93,7 @@ impl HolderLease {
 
 /// The challenger's side, kept on every voter by its own volatile clock. The fields are public for the
 /// same reason as the holder's.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ChallengerClock {
     /// The epoch, the renewal and whether somebody was active, as they were seen last.
     pub seen: Option<(Epoch, u64, bool)>,

@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{
     Admission, BootInstant, Epoch, Lineage, Lsn, NodeId, NodeKind, Permit, PermitSerial,
     ProcessStart, PromotionId, SealedEnd, SourcePositions, SystemId, Timeline,
@@ -70,11 +71,11 @@ pub struct CoreOptions {
 }
 
 /// Names one run of a task; a late result of an older one is recognised by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct TaskId(pub u64);
 
 /// What a proposal is for; at most one of each kind is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Slot {
     /// The holder's renewal; several may be under way.
     Renew,
@@ -99,13 +100,14 @@ pub enum Slot {
 }
 
 /// Something happened.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Event {
     /// Time passed.
     Tick,
     /// The applied state, in log order. `applied` is the entry that led to it, if one did.
     State {
         /// The state after it.
+        #[serde(with = "crate::serde_parts::shared")]
         state: Arc<ClusterState>,
         /// The command and what became of it.
         applied: Option<(Command, Outcome)>,
@@ -142,7 +144,7 @@ pub enum Event {
 }
 
 /// What a task that went well came to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Completion {
     /// A linearizable read: the state is at least as new as the moment it was asked for.
     ReadDone,
@@ -185,7 +187,7 @@ pub enum Completion {
 }
 
 /// A task did not go well.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskFailure {
     /// What happened, for people.
     pub words: String,
@@ -194,7 +196,7 @@ pub struct TaskFailure {
 }
 
 /// Why the stream from the holder ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FollowEnd {
     /// The two do not agree about the epoch yet; to be tried again a little later.
     Again(String),
@@ -207,7 +209,7 @@ pub enum FollowEnd {
 }
 
 /// Something that takes time. One at a time: a newer one replaces the older, whose result is dropped.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Task {
     /// A linearizable read.
     ReadIndex,
@@ -269,7 +271,7 @@ pub enum Task {
 }
 
 /// An epoch with all that identifies it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// The epoch.
     pub epoch: Epoch,
@@ -288,7 +290,7 @@ pub struct Grant {
 }
 
 /// Something to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Put this into the log.
     Propose(Slot, Command),
@@ -329,7 +331,7 @@ pub struct Standing {
 }
 
 /// What this node is doing. A struct or enum for each state carries what only it needs.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 enum Role {
     /// Nothing to do yet.
     Idle,
@@ -339,19 +341,20 @@ enum Role {
 }
 
 /// The task under way.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Running {
     id: TaskId,
     task: Task,
 }
 
 /// The deciding part of one node. See the module's documentation.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Core {
     me: NodeId,
     kind: NodeKind,
     process: ProcessStart,
     timing: Timing,
+    #[serde(with = "crate::serde_parts::shared")]
     state: Arc<ClusterState>,
     local: LocalView,
     source: SourceView,
@@ -375,6 +378,7 @@ pub struct Core {
     permit_serial: PermitSerial,
     permit: Option<Permit>,
     permit_in_force: PermitSerial,
+    #[serde(with = "crate::serde_parts::pairs")]
     pending: BTreeMap<Slot, BootInstant>,
     task_counter: TaskId,
     running: Option<Running>,
@@ -465,6 +469,21 @@ impl Core {
     /// The next thing to do, if any.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
+    }
+
+    /// What was decided and not polled yet, oldest first.
+    pub fn decided(&self) -> impl ExactSizeIterator<Item = &Action> {
+        self.actions.iter()
+    }
+
+    /// The newest epoch that it knows is held by this node.
+    pub fn is_own_epoch(&self) -> bool {
+        self.state.holder.as_ref().is_some_and(|holder| holder.node == self.me)
+    }
+
+    /// The newest applied state that this core has been given.
+    pub fn state(&self) -> &Arc<ClusterState> {
+        &self.state
     }
 
     /// When to come back with a `Tick` if nothing else happens before.

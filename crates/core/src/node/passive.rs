@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{Admission, BootInstant, Epoch, NodeId, PermitSerial, SeededBug};
 
 use super::{
@@ -15,7 +16,7 @@ use crate::rejoin::{self, Plan, Rung, Survey};
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// What the passive is doing.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 enum Step {
     /// Not known yet how things stand.
     Assessing,
@@ -32,7 +33,7 @@ enum Step {
 }
 
 /// The passive's own memory.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct PassiveStage {
     step: Step,
     /// The lowest rung that may still be tried.

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{BootInstant, Lsn, NodeId};
 
 use super::holder::AfterFence;
@@ -28,7 +29,7 @@ const GRACE_MAX: Duration = Duration::from_secs(5);
 const STALE_AFTER: Duration = Duration::from_secs(60);
 
 /// What the holder is doing for a switchover.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Part {
     /// Serving; a checkpoint is to be written, or is being written.
     Preparing,
@@ -43,7 +44,7 @@ enum Part {
 }
 
 /// A holder's memory of the switchover it carries out; gone with its process, which undoes it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Switching {
     operation: u64,
     to: NodeId,

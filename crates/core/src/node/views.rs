@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{
     BootInstant, Epoch, Lsn, NodeId, ProcessStart, PromotionId, SourcePositions, SystemId, Timeline,
 };
 
 /// What the executor last saw on its own machine. Replaced as a whole.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LocalView {
     /// The data directory.
     pub data: DataView,
@@ -18,7 +19,7 @@ pub struct LocalView {
 }
 
 /// The data directory.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum DataView {
     /// Not looked at yet.
     #[default]
@@ -37,7 +38,7 @@ pub enum DataView {
 }
 
 /// The local server.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum PostgresView {
     /// Not looked at yet.
     #[default]
@@ -49,7 +50,7 @@ pub enum PostgresView {
 }
 
 /// A running server. What it did not say is `None`.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PostgresFacts {
     /// For how long neither an open session nor a new one has answered; zero when one just did.
     pub silent_for: Duration,
@@ -71,7 +72,7 @@ pub struct PostgresFacts {
 }
 
 /// The journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalView {
     /// The timeline of its last byte.
     pub timeline: Timeline,
@@ -82,7 +83,7 @@ pub struct JournalView {
 }
 
 /// What a peer said last.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerReport {
     /// Who.
     pub node: NodeId,
@@ -103,7 +104,7 @@ pub struct PeerReport {
 }
 
 /// A peer's report and when it came.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeardReport {
     /// When it came in, on the local clock.
     pub at: BootInstant,

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{
     ClusterId, DurabilityMode, Epoch, Lsn, NodeId, ProcessStart, PromotionId, SystemId, Timeline,
 };
@@ -12,7 +13,7 @@ use super::{Dial, LossBound, LossLimit, Mark, Member, OperationKind, Published};
 use crate::ClusterConfig;
 
 /// What the proposer of a change of holder believed; compared field by field at apply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expect {
     /// The epoch.
     pub epoch: Epoch,
@@ -27,7 +28,7 @@ pub struct Expect {
 }
 
 /// A phase, as far as expectations compare it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PhaseKey {
     /// Nobody was ever granted anything.
     Bootstrap,
@@ -40,7 +41,7 @@ pub enum PhaseKey {
 }
 
 /// Who speaks as the holder: every command of a holder carries it (RULE 3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HolderProof {
     /// The epoch it holds.
     pub epoch: Epoch,
@@ -51,7 +52,7 @@ pub struct HolderProof {
 }
 
 /// Why a node is granted an epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PromoteCause {
     /// The first grant of a founded cluster.
     Bootstrap,
@@ -67,7 +68,7 @@ pub enum PromoteCause {
 }
 
 /// Why a holder gave its lease back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReleaseCause {
     /// Its gate is shut for good and no process of its PostgreSQL is left.
     Fenced,
@@ -76,7 +77,7 @@ pub enum ReleaseCause {
 }
 
 /// One entry of the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// The first entry: who and what the cluster is.
     Found {
@@ -327,7 +328,7 @@ impl Command {
 }
 
 /// What `apply` made of a command. Act only on `Accepted`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use]
 pub enum Outcome {
     /// It took effect; `operation` names what it began, if it began one.
@@ -350,7 +351,7 @@ impl Outcome {
 }
 
 /// Why a command had no effect.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Rejection {
     /// There is a cluster already.
     #[error("the cluster is founded already")]
@@ -445,7 +446,7 @@ pub enum Rejection {
 }
 
 /// Why a node may not be promoted (the data side of ELIGIBLE in docs/safety.md).
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Ineligible {
     /// Marked.
     #[error("marked {0}")]

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{DurabilityMode, Lsn, NodeId};
 
 use super::apply::Applied;
@@ -18,7 +19,7 @@ use super::{
 use crate::{ClusterConfig, OnPassiveLoss};
 
 /// What an operator sets; the rest of the configuration stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dial {
     /// The mode.
     pub mode: DurabilityMode,

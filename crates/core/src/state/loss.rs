@@ -6,12 +6,13 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{DurabilityMode, Lsn, NodeId};
 
 use super::{ClusterState, ReleaseCause};
 
 /// What of the acknowledged may be missing at a candidate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LossBound {
     /// From the oldest acknowledged commit that is missing to the newest, at most; `None` when that
     /// is not known.
@@ -21,7 +22,7 @@ pub struct LossBound {
 }
 
 /// A stated loss. With neither figure, whatever it may be is accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LossLimit {
     /// Commits of at most this span.
     pub age_max: Option<Duration>,

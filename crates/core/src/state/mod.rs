@@ -14,6 +14,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{
     ClusterId, DurabilityMode, Epoch, Exposure, Incarnation, Lineage, Lsn, NodeId, NodeKind,
     NodeName, ProcessStart, PromotionId, SiteName, Survival, SystemId, Timeline,
@@ -35,7 +36,7 @@ pub const OPERATIONS_KEPT: usize = 64;
 
 /// Everything that the cluster has agreed on. Collections are ordered, so equal states have equal
 /// bytes (I23).
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ClusterState {
     /// Set by founding, never changed.
     pub identity: Option<Identity>,
@@ -54,6 +55,7 @@ pub struct ClusterState {
     /// Who is waited for and who may be promoted.
     pub durability: Durability,
     /// Every grant that was reported as promoted, by epoch.
+    #[serde(with = "crate::serde_parts::pairs")]
     pub lineage: BTreeMap<Epoch, Granted>,
     /// The highest timeline number ever granted.
     pub timeline_high: Option<Timeline>,
@@ -70,7 +72,7 @@ pub struct ClusterState {
 }
 
 /// Which cluster this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Made by `init`.
     pub cluster: ClusterId,
@@ -81,7 +83,7 @@ pub struct Identity {
 }
 
 /// One member.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// Its name, as in its certificate.
     pub name: NodeName,
@@ -96,7 +98,7 @@ pub struct Member {
 }
 
 /// Where the protocol stands.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Phase {
     /// Founded; nobody was ever granted anything.
     #[default]
@@ -110,7 +112,7 @@ pub enum Phase {
 }
 
 /// A grant that is being carried out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promoting {
     /// The candidate.
     pub to: NodeId,
@@ -127,7 +129,7 @@ pub struct Promoting {
 }
 
 /// The holder of the epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Who.
     pub node: NodeId,
@@ -144,7 +146,7 @@ pub struct Holder {
 }
 
 /// What a holder publishes with each renewal.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Published {
     /// Its local flush position.
     pub flush_lsn: Lsn,
@@ -162,7 +164,7 @@ pub struct Published {
 
 /// A moment on one node's own wall clock. It may only ever make exposure larger (docs/safety.md,
 /// section 3), and is never compared with another node's clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
     /// Whose clock.
     pub by: NodeId,
@@ -171,7 +173,7 @@ pub struct Measured {
 }
 
 /// The dial as it is in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Durability {
     /// The mode.
     pub mode: DurabilityMode,
@@ -198,7 +200,7 @@ impl Default for Durability {
 }
 
 /// A promotion that was reported: one link of the lineage.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Granted {
     /// Who was promoted.
     pub node: NodeId,
@@ -215,7 +217,7 @@ pub struct Granted {
 }
 
 /// Why a node must not be promoted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mark {
     /// Its data directory is incomplete: a clone or rewind is under way.
     Dirty,
@@ -224,7 +226,7 @@ pub enum Mark {
 }
 
 /// Automatic failover is off.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pause {
     /// Wall-clock end, microseconds since the Unix epoch. It only ever ends a pause.
     pub until_unix_us: i64,
@@ -233,7 +235,7 @@ pub struct Pause {
 }
 
 /// An operator's failover that is under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailoverOrder {
     /// The operation that recorded it.
     pub operation: u64,
@@ -244,7 +246,7 @@ pub struct FailoverOrder {
 }
 
 /// What an operator ordered; it always ends in a known state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// The verb.
     pub kind: OperationKind,
@@ -263,7 +265,7 @@ pub struct Operation {
 }
 
 /// What kind of operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OperationKind {
     /// Make another node active.
     Failover,
@@ -280,7 +282,7 @@ pub enum OperationKind {
 }
 
 /// How an operation stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OperationStatus {
     /// Under way.
     Running,

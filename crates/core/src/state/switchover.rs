@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use understudy_types::{Epoch, Lsn, NodeId};
 
 use super::{
@@ -20,7 +21,7 @@ pub const PAUSE_BUDGET_MIN: Duration = Duration::from_secs(1);
 pub const PAUSE_BUDGET_MAX: Duration = Duration::from_secs(300);
 
 /// A switchover that is under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Switchover {
     /// The operation that recorded it.
     pub operation: u64,
@@ -35,7 +36,7 @@ pub struct Switchover {
 }
 
 /// The holder is handing its role over: clients are shut out, PostgreSQL is being stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handover {
     /// On whose behalf.
     pub operation: u64,

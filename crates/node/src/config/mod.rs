@@ -8,6 +8,7 @@ mod duration;
 mod parameters;
 mod raw;
 mod show;
+mod size;
 mod validate;
 
 #[cfg(test)]
@@ -58,6 +59,9 @@ pub struct NodeConfig {
     pub damping: Damping,
     /// What is logged, and how.
     pub log: LogConfig,
+    /// What the decision recorder may occupy in `<data_dir>/trace`, in bytes; 0: nothing is recorded.
+    /// Default 64 MiB, which is several hours of a quiet node; the oldest file is removed first.
+    pub trace_bytes_max: u64,
     /// What is allowed but surely not meant; to be logged at start and printed by `config check`.
     pub warnings: Vec<String>,
 }

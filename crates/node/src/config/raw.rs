@@ -28,6 +28,8 @@ pub(super) struct Raw {
     pub(super) timing: RawTiming,
     #[serde(default)]
     pub(super) log: RawLog,
+    #[serde(default)]
+    pub(super) trace: RawTrace,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -102,4 +104,10 @@ pub(super) struct RawTiming {
 pub(super) struct RawLog {
     pub(super) format: Option<String>,
     pub(super) level: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTrace {
+    pub(super) size: Option<String>,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use understudy_core::{OnPassiveLoss, OnSoleSurvivor};
 use understudy_types::NodeKind;
 
-use super::{LogFormat, NodeConfig, PostgresConfig, duration};
+use super::{LogFormat, NodeConfig, PostgresConfig, duration, size};
 
 /// A TOML string; debug form differs from it for exotic characters, so TOML itself writes it.
 fn text(value: &str) -> String {
@@ -48,7 +48,8 @@ fn write_all(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
     }
     durability(config, out)?;
     timing(config, out)?;
-    log(config, out)
+    log(config, out)?;
+    trace(config, out)
 }
 
 fn identity(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
@@ -244,4 +245,14 @@ fn log(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
         "# error, warn, info, debug, trace, or directives as \"info,understudy_shipping=debug\"."
     )?;
     writeln!(out, "level = {}", text(&config.log.level))
+}
+
+fn trace(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "\n[trace]")?;
+    writeln!(
+        out,
+        "# What the decision recorder may occupy in <data_dir>/trace; the oldest file is"
+    )?;
+    writeln!(out, "# removed first, \"0\" records nothing. `understudy replay` explains a trace.")?;
+    writeln!(out, "size = {}", text(&size::format(config.trace_bytes_max)))
 }

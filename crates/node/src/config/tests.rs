@@ -77,7 +77,9 @@ fn defaults_are_filled_in_and_relative_paths_count_from_the_file() {
 
 #[test]
 fn what_is_shown_loads_to_the_same() {
-    let fast = format!("{GOOD}\n[timing]\nprofile = \"fast\"\n[log]\nlevel = \"warn\"\n");
+    let fast = format!(
+        "{GOOD}\n[timing]\nprofile = \"fast\"\n[log]\nlevel = \"warn\"\n[trace]\nsize = \"0\"\n"
+    );
     for text in [GOOD, &fast] {
         let config = parse(text).unwrap();
         assert_eq!(parse(&config.show()).unwrap(), config, "{}", config.show());
@@ -94,7 +96,7 @@ fn everything_wrong_is_reported_at_once_with_field_value_and_remedy() {
         .replace("id = 3", "id = 2")
         .replace("127.0.1.2:7400", "127.0.1.1:7400")
         .replace("shared_buffers = \"64MB\"", "fsync = false")
-        + "[durability]\nrpo = \"15\"\nmode = \"none\"\n[log]\nlevel = \"x=y=z\"\n";
+        + "[durability]\nrpo = \"15\"\nmode = \"none\"\n[log]\nlevel = \"x=y=z\"\n[trace]\nsize = \"1MB\"\n";
     let errors = errors(&text);
     let expected = [
         "site = \"nord\": this node's entry in members says \"north\"",
@@ -104,6 +106,7 @@ fn everything_wrong_is_reported_at_once_with_field_value_and_remedy() {
         "durability.rpo = \"15\": expected whole numbers with units",
         "durability.mode = \"none\": expected one of zero",
         "log.level",
+        "trace.size = \"1MB\": expected a whole number with KiB, MiB or GiB",
     ];
     for part in expected {
         assert!(errors.iter().any(|error| error.contains(part)), "{part} is not in {errors:#?}");

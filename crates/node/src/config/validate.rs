@@ -13,10 +13,12 @@ use understudy_core::node::Damping;
 use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor, Timing};
 use understudy_types::{DurabilityMode, NodeId, NodeKind, NodeName};
 
-use super::raw::{Raw, RawDurability, RawListen, RawLog, RawMember, RawPostgres, RawTiming};
+use super::raw::{
+    Raw, RawDurability, RawListen, RawLog, RawMember, RawPostgres, RawTiming, RawTrace,
+};
 use super::{
     ConfigError, LogConfig, LogFormat, Member, NodeConfig, PostgresConfig, TlsFiles, duration,
-    parameters, split_host_port,
+    parameters, size, split_host_port,
 };
 
 /// The longest path of a Unix socket (`sun_path` of unix(7), less its terminator).
@@ -25,6 +27,10 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 const PORT_DIGITS_MAX: usize = 5;
 /// As many as Raft and `status` are meant for.
 const MEMBERS_MAX: usize = 9;
+/// What the decision recorder may occupy unless the file says otherwise.
+const TRACE_DEFAULT: &str = "64MiB";
+/// With less, a file of the ring would hold little more than the snapshot it begins with.
+const TRACE_BYTES_MIN: u64 = 4 * 1024 * 1024;
 
 #[derive(Default)]
 struct Findings {
@@ -134,6 +140,7 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
     let damping = damping(&mut found, &raw.timing);
     let durability = durability(&mut found, &raw.durability, timing.ttl);
     let log = log(&mut found, &raw.log);
+    let trace_bytes_max = trace(&mut found, &raw.trace);
     if !found.errors.is_empty() {
         return Err(found.errors);
     }
@@ -156,6 +163,7 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
             timing,
             damping,
             log,
+            trace_bytes_max,
             warnings: found.warnings,
         })
     };
@@ -328,7 +336,7 @@ fn check_postgres(
             remedy,
         );
     }
-    let own = ["raft", "wal", "divergent", "run", "tls"];
+    let own = ["raft", "wal", "divergent", "run", "tls", "trace"];
     if own.iter().any(|own| config.data_directory.starts_with(data_dir.join(own))) {
         found.error(
             "postgres.data_directory",
@@ -501,4 +509,19 @@ fn log(found: &mut Findings, raw: &RawLog) -> LogConfig {
         found.error("log.level", quoted(&level), remedy);
     }
     LogConfig { format, level }
+}
+
+/// Off, or enough for the ring to hold something.
+fn trace(found: &mut Findings, raw: &RawTrace) -> u64 {
+    let text = raw.size.as_deref().unwrap_or(TRACE_DEFAULT);
+    let bytes = size::parse(text);
+    match bytes {
+        None => found.error("trace.size", quoted(text), size::EXPECTED),
+        Some(bytes) if bytes > 0 && bytes < TRACE_BYTES_MIN => {
+            let remedy = "expected at least 4MiB, or \"0\" to record nothing";
+            found.error("trace.size", quoted(text), remedy);
+        }
+        Some(_) => {}
+    }
+    bytes.unwrap_or_default()
 }

@@ -32,6 +32,7 @@ impl World {
         machine.answered_at = machine.clock(now);
         let state = self.raft.log[machine.applied.saturating_sub(1)].state.clone();
         note!(self, "n{} daemon begins", node + 1);
+        self.recording_begins(node);
         self.starts.push(self.now);
         self.feed(node, Event::State { state, applied: None });
         let jitter = self.random.between(1, 20) * MS;
@@ -78,7 +79,7 @@ impl World {
 
     fn handle(&mut self, node: usize, event: Event) {
         let now = self.machines[node].clock(self.now);
-        self.machines[node].core.handle_event(now, event);
+        self.through_the_door(node, event);
         while let Some(action) = self.machines[node].core.poll_action() {
             self.act(node, action);
             if self.breach.is_some() {
@@ -105,8 +106,7 @@ impl World {
                 let serial = permit.serial;
                 note!(self, "n{} permit {serial:?} waits for {:?}", node + 1, permit.waited_for);
                 if self.machines[node].cell.set(permit) {
-                    let now = self.machines[node].clock(self.now);
-                    self.machines[node].core.handle_event(now, Event::PermitInForce(serial));
+                    self.through_the_door(node, Event::PermitInForce(serial));
                     self.evaluate(node);
                 }
             }

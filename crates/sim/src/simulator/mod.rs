@@ -16,6 +16,7 @@ mod operator;
 mod plan;
 mod raft;
 mod random;
+mod recording;
 mod server;
 mod shipping;
 mod switchover;
@@ -68,7 +69,18 @@ pub struct Report {
 
 /// Runs a seed. `keep` names those of its planned faults that are tried; all without it.
 pub fn run(seed: u64, keep: Option<&BTreeSet<usize>>, keeps_trace: bool) -> Report {
-    let mut world = World::new(seed, keep, keeps_trace);
+    run_world(seed, &mut World::new(seed, keep, keeps_trace))
+}
+
+/// The same with the decision trace of one node (0 to 2), as its recorder would have written it.
+pub fn run_recorded(seed: u64, keep: Option<&BTreeSet<usize>>, node: usize) -> (Report, Vec<u8>) {
+    let mut world = World::new(seed, keep, true);
+    world.record(seed, node);
+    let report = run_world(seed, &mut world);
+    (report, world.recording.map(|recording| recording.bytes).unwrap_or_default())
+}
+
+fn run_world(seed: u64, world: &mut World) -> Report {
     let planned_count = world.plan.faults.len();
     // A broken invariant inside the core is an assertion there; here it is a violation like others.
     let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).err().map(|panic| {
@@ -95,8 +107,8 @@ pub fn run(seed: u64, keep: Option<&BTreeSet<usize>>, keeps_trace: bool) -> Repo
         failovers: world.failovers,
         late_release_count: world.late_releases,
         hash: world.trace.hash(),
-        fired: world.fired,
-        trace: world.trace.lines,
+        fired: std::mem::take(&mut world.fired),
+        trace: std::mem::take(&mut world.trace.lines),
     }
 }
 

@@ -17,6 +17,7 @@ use super::machine::{Acked, Machine};
 use super::plan::{Fault, MS, Plan, SEC};
 use super::raft::Raft;
 use super::random::Random;
+use super::recording::Recording;
 
 pub(crate) const SYSTEM: SystemId = SystemId(42);
 
@@ -163,6 +164,7 @@ pub(crate) struct World {
     pub(crate) breach: Option<Breach>,
     pub(crate) trace: Trace,
     pub(crate) events: u64,
+    pub(crate) recording: Option<Recording>,
 }
 
 /// A line of the trace, formatted only when somebody wants to read it.
@@ -207,6 +209,7 @@ impl World {
             breach: None,
             trace: Trace { keeps: keeps_trace, ..Trace::default() },
             events: 0,
+            recording: None,
         };
         for node in 0..3 {
             world.begin_daemon(node);
