@@ -44,10 +44,16 @@ pub(crate) struct Stage<'a> {
     pub(crate) notes: Vec<String>,
     /// The longest write outage that this row allows.
     pub(crate) outage_max: Option<Duration>,
+    /// For what lasts as long as the caller of the rig says.
+    pub(crate) duration: Duration,
 }
 
 impl<'a> Stage<'a> {
-    pub(crate) fn new(lab: &'a Lab, workload: &'a Workload) -> Result<Stage<'a>> {
+    pub(crate) fn new(
+        lab: &'a Lab,
+        workload: &'a Workload,
+        duration: Duration,
+    ) -> Result<Stage<'a>> {
         let active = lab.active().context("find the active site")?;
         let epoch = lab.epoch().context("read the epoch")?;
         Ok(Stage {
@@ -62,6 +68,7 @@ impl<'a> Stage<'a> {
             evidence: Vec::new(),
             notes: Vec::new(),
             outage_max: None,
+            duration,
         })
     }
 
@@ -81,7 +88,7 @@ impl<'a> Stage<'a> {
     }
 
     pub(crate) fn is_zero(&self) -> bool {
-        self.lab.mode == Mode::Zero
+        self.lab.shape.mode == Mode::Zero
     }
 
     // --- faults
