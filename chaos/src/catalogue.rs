@@ -106,7 +106,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(
         "F-7",
         "SIGSTOP the gate's walsender",
-        "commits wait, nothing is lost, and they go on afterwards",
+        "commits wait until the server has been started again; nothing is lost",
         Built(processes::gate_s_walsender_stands_still),
     ),
     row(

@@ -45,9 +45,11 @@ impl Hogs {
     fn start(bound: Duration) -> Result<Hogs> {
         let mut hogs = Hogs(Vec::new());
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            // Should the rig die they end with it, and after the bound by themselves.
+            // Should the rig die they end with it, and after the bound by themselves. Each has a session of
+            // its own: the kernel shares processors out between sessions first, and somebody else's load
+            // is what is meant.
             let mut hog = Command::new("setpriv");
-            hog.args(["--pdeathsig", "KILL", "timeout", &bound.as_secs().to_string()]);
+            hog.args(["--pdeathsig", "KILL", "setsid", "timeout", &bound.as_secs().to_string()]);
             hog.args(["sh", "-c", "while :; do :; done"]).stdin(Stdio::null());
             hogs.0.push(hog.spawn().context("start a busy loop")?);
         }

@@ -20,7 +20,7 @@ const PROOF_TIMEOUT: Duration = Duration::from_secs(15);
 const FRESH: Duration = Duration::from_millis(600);
 const POLL: Duration = Duration::from_millis(10);
 /// For anybody to be back.
-pub(crate) const RETURN_TIMEOUT: Duration = Duration::from_secs(100);
+pub(crate) const RETURN_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A fault that was begun on a stage.
 #[derive(Clone, Copy, Debug)]

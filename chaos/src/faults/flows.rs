@@ -100,7 +100,12 @@ impl Flows {
                 "add table inet TABLE; add counter inet TABLE lost; add counter inet TABLE passed; \
                  add chain inet TABLE in {{ type filter hook input priority -10; policy accept; }}; {script}"
             );
-            said(arena.at(site, "nft").arg(script.replace("TABLE", &table)))?;
+            let made = said(arena.at(site, "nft").arg(script.replace("TABLE", &table)));
+            if let Err(error) = made {
+                // Half of the rules would be nobody's to remove.
+                flows.heal().ok();
+                return Err(error);
+            }
             flows.tables.push((site, table));
         }
         Ok(flows)
