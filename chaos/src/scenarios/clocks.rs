@@ -1,6 +1,6 @@
 //! F-75, F-78: wall clocks that are stepped under running daemons.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::{LEASE, RESTART_AFTER, TAKEOVER, last};
 use crate::arena::SITES;
@@ -33,8 +33,7 @@ pub(crate) fn wall_clocks_jump(stage: &mut Stage) -> Result<()> {
             stage.heal(stepped)?;
         }
     }
-    ensure!(stage.lab.protected().is_some(), "the passive could not take over any more");
-    Ok(())
+    stage.protected_again()
 }
 
 /// F-78.
