@@ -5,7 +5,9 @@
 
 use anyhow::Result;
 
-use crate::scenarios::{disks, links, postgres, processes, rejoin, sites};
+use crate::scenarios::{
+    clocks, disks, histories, links, ports, postgres, processes, rejoin, sites,
+};
 use crate::stage::Stage;
 
 /// What is done on the stage, and what is expected of it besides what every row is judged by.
@@ -61,9 +63,6 @@ const DRILL: &str = "drills";
 const MEMBERS: &str = "membership changes";
 const SECURITY: &str = "hostile peers and certificates";
 const STORAGE: &str = "disk faults";
-const SWITCHOVER: &str = "switchover";
-const CLOCKS: &str =
-    "clock faults: libfaketime does not reach CLOCK_BOOTTIME of a running daemon alone";
 
 /// The table.
 pub(crate) const ROWS: &[Row] = &[
@@ -107,7 +106,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(
         "F-7",
         "SIGSTOP the gate's walsender",
-        "commits wait, nothing is lost, and they go on afterwards",
+        "commits wait until the server has been started again; nothing is lost",
         Built(processes::gate_s_walsender_stands_still),
     ),
     row(
@@ -131,9 +130,9 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     row(
         "F-12",
-        "PostgreSQL crash-loops on the new active",
+        "PostgreSQL crash-loops on the new active while the diverged old one comes back",
         "the lease does not go back to a diverged site",
-        NotYet("fail points in the daemon"),
+        Built(histories::new_active_s_server_crash_loops),
     ),
     row(
         "F-13",
@@ -211,15 +210,15 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     row(
         "F-26",
-        "the consensus' port is blocked, the WAL's is open",
-        "the lease ends although WAL flows",
-        NotYet("consensus and WAL share one port; a filter needs to tell their connections apart"),
+        "the consensus is blocked, the WAL's connection is open",
+        "the lease ends although WAL flows; the passive takes over",
+        Built(ports::consensus_is_blocked_and_wal_is_not),
     ),
     row(
         "F-27",
-        "the WAL's port is blocked, the consensus' is open",
-        "no failover",
-        NotYet("consensus and WAL share one port; F-34 starves the WAL alone"),
+        "the WAL's connection is blocked, the consensus is open",
+        "no failover; in zero commits wait, in bounded they go on",
+        Built(ports::wal_is_blocked_and_consensus_is_not),
     ),
     row(
         "F-28",
@@ -271,9 +270,9 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     row(
         "F-36",
-        "names lead to another cluster's nodes",
-        "identities do not match and it is refused",
-        NotYet(SECURITY),
+        "a node of another cluster answers at the passive's address",
+        "it is refused: nobody takes over, nothing is attached",
+        Built(histories::another_cluster_answers),
     ),
     row(
         "F-37",
@@ -290,9 +289,9 @@ pub(crate) const ROWS: &[Row] = &[
     // PostgreSQL's semantics.
     row(
         "F-39",
-        "a client sets synchronous_commit to local",
-        "such commits are counted as exposed",
-        NotYet("commits that are not gated are not counted anywhere yet"),
+        "clients set synchronous_commit to local",
+        "roles that do are counted; what one session sets is not seen",
+        Built(postgres::commits_go_around_the_gate),
     ),
     row(
         "F-40",
@@ -418,10 +417,20 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     row("F-74", "PGDATA belongs to somebody else", "no restart storm", NotYet(STORAGE)),
     // Clocks.
-    row("F-75", "wall clocks jump", "no effect on the lease", NotYet(CLOCKS)),
+    row(
+        "F-75",
+        "wall clocks jump an hour ahead and an hour back, at each site in turn",
+        "no failover, commits go on",
+        Built(clocks::wall_clocks_jump),
+    ),
     row("F-76", "a monotonic clock drifts", "safe within the bound", Simulated),
     row("F-77", "the boot clock jumps", "as F-9", Simulated),
-    row("F-78", "the wall clock steps during a promotion", "no effect", NotYet(CLOCKS)),
+    row(
+        "F-78",
+        "the wall clock of the candidate steps during a promotion",
+        "no effect",
+        Built(clocks::wall_clock_steps_during_a_promotion),
+    ),
     row(
         "F-79",
         "a certificate is not valid yet",
@@ -463,8 +472,8 @@ pub(crate) const ROWS: &[Row] = &[
     row(
         "F-90",
         "two histories with the same timeline number",
-        "told apart by the promotion's identity",
-        NotYet("needs a promotion that crashed with its timeline begun at both sites"),
+        "told apart by the promotion's identity; the site returns by rewind or clone",
+        Built(histories::two_histories_have_one_number),
     ),
     row(
         "F-91",
@@ -478,7 +487,12 @@ pub(crate) const ROWS: &[Row] = &[
         "the site is not promotable until it has been rewound or cloned anew",
         Built(rejoin::rewind_is_killed),
     ),
-    row("F-93", "pg_rewind needs recycled WAL", "from the archive, else cloned", NotYet(ARCHIVE)),
+    row(
+        "F-93",
+        "the WAL that a rewind needs is gone from the old active",
+        "it is fetched from the journal, else the site is cloned",
+        Built(histories::rewind_needs_wal_that_is_gone),
+    ),
     row(
         "F-94",
         "the old active's server is started by hand",
@@ -493,9 +507,9 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     row(
         "F-96",
-        "failover at every step of a switchover",
-        "one of both, never none for ever",
-        NotYet(SWITCHOVER),
+        "the active's or the passive's site is killed at every step of a switchover",
+        "one of both is active, never both, never none for ever",
+        Built(histories::killed_at_every_step_of_a_switchover),
     ),
     row("F-97", "failover during a drill", "production is not touched", NotYet(DRILL)),
     row(

@@ -17,6 +17,7 @@ use understudy_workload::{Credentials, Endpoint};
 
 use crate::arena::{Arena, SITES, address, network};
 use crate::command::{output, said};
+use crate::faults::clocks;
 use crate::process::{self, Process};
 
 /// The sites with data.
@@ -48,10 +49,66 @@ impl Mode {
     }
 }
 
+/// The durations that an operator chooses in `[timing]`, with what goes with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Profile {
+    /// What `understudy init` writes.
+    #[default]
+    Default,
+    /// `profile = "fast"`, and a passive that need not wait for a silent holder's lease in `zero`.
+    Fast,
+}
+
+impl Profile {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Profile::Default => "default",
+            Profile::Fast => "fast",
+        }
+    }
+}
+
+/// How a cluster is configured. Everything in it is what an operator can write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) mode: Mode,
+    pub(crate) profile: Profile,
+    /// Without its passive the active goes on alone after this many milliseconds, instead of stalling.
+    pub(crate) degrade_after_ms: Option<u32>,
+}
+
+impl From<Mode> for Shape {
+    fn from(mode: Mode) -> Shape {
+        Shape { mode, profile: Profile::Default, degrade_after_ms: None }
+    }
+}
+
+impl Shape {
+    /// The sections of a topology that it means.
+    pub(crate) fn sections(self) -> String {
+        let mode = self.mode.as_str();
+        // A site is lost on purpose, so the survivor is to go on alone.
+        let mut text = format!("[durability]\nmode = \"{mode}\"\non_sole_survivor = \"open\"\n");
+        if let Some(after) = self.degrade_after_ms {
+            text += &format!("on_passive_loss = \"degrade\"\ndegrade_after = \"{after}ms\"\n");
+        }
+        let timing = match self.profile {
+            Profile::Default => "default",
+            Profile::Fast => {
+                text += "promote_without_lease_wait = true\n";
+                "fast"
+            }
+        };
+        // A site is lost more than once in a series, and always on purpose.
+        text + &format!("[timing]\nprofile = \"{timing}\"\nflap_hold = \"0s\"\n")
+    }
+}
+
 /// The cluster. Its processes are ended by the arena, also when the rig dies.
 pub(crate) struct Lab {
     pub(crate) arena: Arena,
-    pub(crate) mode: Mode,
+    pub(crate) shape: Shape,
     root: PathBuf,
     binary: PathBuf,
     owner: (u32, u32),
@@ -64,13 +121,13 @@ impl Lab {
     ///
     /// # Errors
     /// When it is not that within 90 s.
-    pub(crate) fn found(arena: &Arena, binary: &Path, mode: Mode, number: u32) -> Result<Lab> {
+    pub(crate) fn found(arena: &Arena, binary: &Path, shape: Shape, number: u32) -> Result<Lab> {
         let root = arena.root().join(number.to_string());
         fs::create_dir(&root).with_context(|| format!("create {}", root.display()))?;
         fs::set_permissions(&root, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
         let lab = Lab {
             arena: arena.clone(),
-            mode,
+            shape,
             root,
             binary: binary.to_owned(),
             owner: postgres_user()?,
@@ -109,11 +166,7 @@ impl Lab {
     }
 
     fn topology(&self) -> String {
-        let mode = self.mode.as_str();
-        // A site is lost on purpose, so the survivor is to go on alone.
-        let mut text = format!("[durability]\nmode = \"{mode}\"\non_sole_survivor = \"open\"\n");
-        // And not once only.
-        text += "[timing]\nflap_hold = \"0s\"\n";
+        let mut text = self.shape.sections();
         text += "[parameters]\nshared_buffers = \"32MB\"\nmax_connections = 300\n\
                  max_prepared_transactions = 10\n";
         for site in SITES {
@@ -176,10 +229,30 @@ impl Lab {
 
     /// Starts a site's daemon, as systemd would.
     pub(crate) fn start(&self, site: &str) -> Result<()> {
+        self.start_in(site, &[])
+    }
+
+    /// The same, with a wall clock of its own, which stands right to begin with.
+    ///
+    /// # Errors
+    /// Also when libfaketime is not installed.
+    pub(crate) fn start_with_own_wall_clock(&self, site: &str) -> Result<()> {
+        let (library, file) = (clocks::library()?, self.wall_clock(site));
+        clocks::set(&file, 0)?;
+        self.start_in(site, &clocks::environment(library, &file))
+    }
+
+    /// The file that says where that clock stands.
+    pub(crate) fn wall_clock(&self, site: &str) -> PathBuf {
+        self.root.join(format!("{site}.clock"))
+    }
+
+    fn start_in(&self, site: &str, environment: &[(&str, PathBuf)]) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log(site))?;
         let mut daemon = self.arena.at(site, &self.binary);
         daemon.arg("run").arg("--config").arg(self.site_dir(site).join("node.toml"));
         daemon.current_dir(self.site_dir(site)).process_group(0);
+        daemon.envs(environment.iter().map(|(name, value)| (name, value)));
         daemon.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = daemon.spawn().with_context(|| format!("start the daemon of {site}"))?;
         let before = self.daemons.borrow_mut()[Self::index(site)].replace(child);
@@ -249,8 +322,45 @@ impl Lab {
 
     /// The cluster as one node sees it.
     pub(crate) fn status_of(&self, site: &str) -> Option<Value> {
+        Self::status_seen_by(site)
+    }
+
+    /// The same for whoever has no cluster at hand: addresses are the arena's.
+    pub(crate) fn status_seen_by(site: &str) -> Option<Value> {
         let (code, body) = Self::get(site, "/status", Duration::from_secs(1))?;
         if code == 200 { serde_json::from_str(&body).ok() } else { None }
+    }
+
+    /// Whether somebody listens at a site's gRPC door.
+    pub(crate) fn listens(&self, site: &str) -> Result<bool> {
+        let mut ss = self.arena.at(site, "ss");
+        let door = format!(":{GRPC_PORT} ");
+        Ok(output(ss.args(["-tlnH"]))?.lines().any(|line| line.contains(&door)))
+    }
+
+    /// What a site's daemons have written.
+    pub(crate) fn said(&self, site: &str) -> Result<String> {
+        let bytes = fs::read(self.log(site)).with_context(|| format!("read {site}'s log"))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// A node of another cluster, with the same names and addresses and an authority of its own, at a
+    /// site whose own processes are gone.
+    pub(crate) fn stranger(&self, site: &str) -> Result<Stranger> {
+        let directory = self.root.join("stranger");
+        if directory.exists() {
+            fs::remove_dir_all(&directory).context("remove an earlier stranger")?;
+        }
+        let mut init = Command::new(&self.binary);
+        init.arg("init").arg("--dir").arg(&directory);
+        said(init.arg("--topology").arg(self.root.join("topology.toml")))?;
+        let own = directory.join("nodes").join(site);
+        let log = File::create(self.root.join("stranger.log"))?;
+        let mut daemon = self.arena.at(site, &self.binary);
+        daemon.arg("run").arg("--config").arg(own.join("node.toml"));
+        daemon.current_dir(&own).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = daemon.spawn().with_context(|| format!("start a stranger at {site}"))?;
+        Ok(Stranger { directory, child })
     }
 
     /// The cluster as the first node sees it that hears a majority.
@@ -454,6 +564,48 @@ impl Drop for Lab {
             std::thread::sleep(POLL);
         }
         fs::remove_dir_all(&self.root).ok();
+    }
+}
+
+/// A node of another cluster; ended when dropped.
+pub(crate) struct Stranger {
+    directory: PathBuf,
+    child: Child,
+}
+
+impl Stranger {
+    /// Whether its daemon runs.
+    pub(crate) fn lives(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Ends everything of it; a second time does nothing.
+    ///
+    /// # Errors
+    /// When something is still there after five seconds.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let left = process::below(&self.directory);
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("end the stranger: {left:?} are still there");
+            }
+            for process in left {
+                let _ = rustix::process::kill_process(process.pid, rustix::process::Signal::KILL);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.end().ok();
     }
 }
 

@@ -13,12 +13,14 @@ mod faults;
 mod lab;
 mod needs;
 mod observer;
+mod outages;
 mod play;
 mod process;
 mod report;
 mod rig;
 mod scenarios;
 mod series;
+mod soak;
 mod stage;
 
 use std::path::PathBuf;
@@ -29,7 +31,8 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use crate::arena::Arena;
-use crate::lab::Mode;
+use crate::lab::{Mode, Profile};
+use crate::outages::Event;
 use crate::report::Output;
 
 /// Faults against a real cluster, one row of the catalogue after the other.
@@ -54,6 +57,19 @@ struct Cli {
     /// Freeze daemon, postmaster or the whole active site in turn, N times.
     #[arg(long, value_name = "N", conflicts_with_all = ["rows"])]
     freezes: Option<u32>,
+    /// Measure write outages: each event N times, with each profile, those in the file included.
+    #[arg(long, value_name = "N", conflicts_with_all = ["rows", "isolations", "freezes"])]
+    outages: Option<u32>,
+    /// For --outages: only this event; all five unless given.
+    #[arg(long = "event", value_name = "EVENT", requires = "outages")]
+    events: Vec<Event>,
+    /// For --outages and --soak: only this profile of timings.
+    #[arg(long)]
+    profile: Option<Profile>,
+    /// Saturate the processors and let a link flap within what is tolerated, for so many minutes.
+    #[arg(long, value_name = "MINUTES",
+          conflicts_with_all = ["rows", "isolations", "freezes", "outages"])]
+    soak: Option<u32>,
     /// Append each result as a JSON line to this file; a series goes on where the file ends.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,

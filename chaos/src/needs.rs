@@ -9,12 +9,15 @@ use crate::command::said;
 use crate::{cgroup, lab};
 
 /// Programs, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
+    ("ss", "iproute2"),
     ("tc", "iproute2"),
     ("nft", "nftables"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
+    ("setsid", "util-linux"),
+    ("prlimit", "util-linux"),
     ("timeout", "coreutils"),
 ];
 

@@ -21,11 +21,29 @@ use crate::stage::{RETURN_TIMEOUT, Stage};
 
 const TENANTS: u32 = 4;
 const WRITES_PER_SECOND: u32 = 150;
-/// A client gives a write up after this, and looks for another server.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The ceiling that `understudy init` gives to the bounded mode.
 const CEILING_SECONDS: f64 = 3600.0;
+
+/// How the clients behave, and how long a row lasts whose length the caller says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// Between two tries of the prober.
+    pub(crate) probe_interval: Duration,
+    /// A client gives a write up after this, and looks for another server.
+    pub(crate) statement_timeout: Duration,
+    /// For rows such as the soak.
+    pub(crate) duration: Duration,
+}
+
+impl Pace {
+    /// For rows of the catalogue.
+    pub(crate) const ROWS: Pace = Pace {
+        probe_interval: Duration::from_millis(15),
+        statement_timeout: Duration::from_secs(2),
+        duration: Duration::ZERO,
+    };
+}
 
 /// What a row came to. New keys may be added; a key's meaning does not change.
 #[derive(Debug, Serialize)]
@@ -87,9 +105,10 @@ impl Account {
 }
 
 /// Plays a row on a cluster that is protected.
-pub(crate) fn play(row: &Row, lab: &Lab, runtime: &Runtime) -> Played {
-    let mut account = Account { played: empty(row, lab.mode), begun: Instant::now(), spent: false };
-    if let Err(error) = act(row, lab, runtime, &mut account) {
+pub(crate) fn play(row: &Row, lab: &Lab, runtime: &Runtime, pace: Pace) -> Played {
+    let played = empty(row, lab.shape.mode);
+    let mut account = Account { played, begun: Instant::now(), spent: false };
+    if let Err(error) = act(row, lab, runtime, pace, &mut account) {
         account.wrong(format!("{error:#}"));
     }
     account.close()
@@ -124,14 +143,14 @@ fn empty(row: &Row, mode: Mode) -> Played {
     }
 }
 
-fn act(row: &Row, lab: &Lab, runtime: &Runtime, account: &mut Account) -> Result<()> {
+fn act(row: &Row, lab: &Lab, runtime: &Runtime, pace: Pace, account: &mut Account) -> Result<()> {
     let play = row.play().context("this row has no scenario yet")?;
     lab.until("a protected cluster before the row", RETURN_TIMEOUT, || lab.protected().is_some())?;
-    let workload = start_workload(lab, runtime)?;
+    let workload = start_workload(lab, runtime, pace)?;
     let observer = Observer::start();
     let clocks = Clocks { workload: workload.now(), here: Instant::now(), boot: boot_seconds() };
     let (first_epoch, outage_max) = {
-        let mut stage = Stage::new(lab, &workload)?;
+        let mut stage = Stage::new(lab, &workload, pace.duration)?;
         account.check(stage.acknowledged_again(Duration::from_secs(20)));
         account.check(play(&mut stage));
         account.check(stage.heal_all());
@@ -157,7 +176,7 @@ fn back_to_normal(lab: &Lab, stage: &mut Stage) -> Result<()> {
     stage.protected_again()
 }
 
-fn start_workload(lab: &Lab, runtime: &Runtime) -> Result<Workload> {
+fn start_workload(lab: &Lab, runtime: &Runtime, pace: Pace) -> Result<Workload> {
     let active = lab.active().context("find the active site")?;
     let endpoints = lab.endpoints();
     let endpoint = endpoints.iter().find(|endpoint| endpoint.name == active);
@@ -170,7 +189,8 @@ fn start_workload(lab: &Lab, runtime: &Runtime) -> Result<Workload> {
     let mut options = WorkloadOptions::new(endpoints, credentials, TENANTS);
     options.writers_count = TENANTS;
     options.writes_per_second = WRITES_PER_SECOND;
-    options.statement_timeout = STATEMENT_TIMEOUT;
+    options.statement_timeout = pace.statement_timeout;
+    options.probe_interval = pace.probe_interval;
     let _inside = runtime.enter();
     Ok(Workload::start(options))
 }
@@ -333,7 +353,7 @@ fn judge_content(
     let mut ends = [recorded.pulse.faults(), successions].concat();
     ends.sort_unstable();
     let verdict = recorded.recorder().with_ledger(|ledger| verdict_of(ledger, &rows, &ends));
-    take_over(&verdict, lab.mode, account);
+    take_over(&verdict, lab.shape.mode, account);
     let differences = runtime.block_on(differences_between_sites(
         (here, &credentials),
         (there, &credentials),

@@ -11,9 +11,9 @@ use tokio::runtime::Runtime;
 use crate::Cli;
 use crate::arena::Arena;
 use crate::catalogue::{ROWS, Row, find};
-use crate::lab::{Lab, Mode};
-use crate::play::{self, Played};
-use crate::{report, series};
+use crate::lab::{Lab, Mode, Shape};
+use crate::play::{self, Pace, Played};
+use crate::{outages, report, series, soak};
 
 /// A cluster may be used for so many rows; then its history is long enough.
 const ROWS_PER_CLUSTER: u32 = 12;
@@ -21,6 +21,12 @@ const ROWS_PER_CLUSTER: u32 = 12;
 /// How many rows or rounds will be played at most.
 pub(crate) fn turns(cli: &Cli) -> u32 {
     let rows = u32::try_from(rows(cli).len()).unwrap_or(u32::MAX);
+    if let Some(runs) = cli.outages {
+        return outages::turns(cli, runs);
+    }
+    if let Some(minutes) = cli.soak {
+        return soak::turns(minutes);
+    }
     cli.isolations.or(cli.freezes).unwrap_or_else(|| rows.saturating_mul(cli.times)).max(1)
 }
 
@@ -49,6 +55,10 @@ pub(crate) fn run(cli: &Cli, arena: &Arena) -> Result<ExitCode> {
         series::run(cli, series::Kind::Isolation, rounds, &mut clusters, &runtime)?
     } else if let Some(rounds) = cli.freezes {
         series::run(cli, series::Kind::Freeze, rounds, &mut clusters, &runtime)?
+    } else if let Some(runs) = cli.outages {
+        outages::run(cli, runs, &mut clusters, &runtime)?
+    } else if let Some(minutes) = cli.soak {
+        soak::run(cli, minutes, &mut clusters, &runtime)?
     } else {
         play_rows(cli, &mut clusters, &runtime)?
     };
@@ -60,7 +70,7 @@ fn play_rows(cli: &Cli, clusters: &mut Clusters, runtime: &Runtime) -> Result<bo
     let mut results = Vec::new();
     for _ in 0..cli.times {
         for row in rows(cli) {
-            let played = clusters.play(row, mode, runtime);
+            let played = clusters.play(row, mode.into(), Pace::ROWS, runtime);
             report::result(cli.output, &played)?;
             if let Some(file) = &cli.record {
                 append(file, &played)?;
@@ -108,28 +118,36 @@ impl Clusters {
         Clusters { arena, binary, logs, lab: None, used: 0, founded: 0 }
     }
 
-    /// A cluster in this mode; the present one while it is good for it.
-    fn with_mode(&mut self, mode: Mode) -> Result<&Lab> {
+    /// A cluster of this shape; the present one while it is good for it.
+    fn with_shape(&mut self, shape: Shape) -> Result<&Lab> {
         let spent = self.used >= ROWS_PER_CLUSTER;
-        if spent || self.lab.as_ref().is_some_and(|lab| lab.mode != mode) {
+        if spent || self.lab.as_ref().is_some_and(|lab| lab.shape != shape) {
             self.lab = None;
         }
         self.used += 1;
         if self.lab.is_none() {
             self.founded += 1;
             self.used = 1;
-            self.lab = Some(Lab::found(&self.arena, &self.binary, mode, self.founded)?);
+            self.lab = Some(Lab::found(&self.arena, &self.binary, shape, self.founded)?);
         }
         Ok(self.lab.as_ref().expect("it was founded above"))
     }
 
     /// Plays a row; a cluster on which one failed is not used again.
-    pub(crate) fn play(&mut self, row: &Row, mode: Mode, runtime: &Runtime) -> Played {
-        let lab = match self.with_mode(mode) {
+    pub(crate) fn play(
+        &mut self,
+        row: &Row,
+        shape: Shape,
+        pace: Pace,
+        runtime: &Runtime,
+    ) -> Played {
+        let lab = match self.with_shape(shape) {
             Ok(lab) => lab,
-            Err(error) => return play::never_played(row, mode, &error.context("found a cluster")),
+            Err(error) => {
+                return play::never_played(row, shape.mode, &error.context("found a cluster"));
+            }
         };
-        let mut played = play::play(row, lab, runtime);
+        let mut played = play::play(row, lab, runtime, pace);
         if !played.passed {
             let logs = play::logs_of(&played, &self.logs);
             let lab = self.lab.as_ref().expect("the row was played on it");

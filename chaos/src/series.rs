@@ -13,6 +13,7 @@ use tokio::runtime::Runtime;
 use crate::Cli;
 use crate::catalogue::{Row, Status};
 use crate::lab::Mode;
+use crate::play::Pace;
 use crate::report::Output;
 use crate::rig::{Clusters, append};
 use crate::scenarios::{links, processes};
@@ -110,7 +111,9 @@ pub(crate) fn run(
         Kind::Freeze => &FREEZES,
     };
     let mut total = Total::default();
-    let earlier = cli.record.as_deref().map(|file| read(file, kind)).transpose()?;
+    let wanted = serde_json::to_value(kind)?;
+    let mine = |line: &Value| line["series"] == wanted;
+    let earlier = cli.record.as_deref().map(|file| read(file, mine)).transpose()?;
     for line in earlier.iter().flatten() {
         total.add(line);
     }
@@ -118,7 +121,7 @@ pub(crate) fn run(
     for round in done..rounds {
         let mode = cli.mode.unwrap_or(mode_of(round));
         let index = usize::try_from(round).unwrap_or_default() % rows.len();
-        let played = clusters.play(&rows[index], mode, runtime);
+        let played = clusters.play(&rows[index], mode.into(), Pace::ROWS, runtime);
         crate::report::result(cli.output, &played)?;
         let mut line = serde_json::to_value(&played)?;
         line["series"] = serde_json::to_value(kind)?;
@@ -143,19 +146,18 @@ fn mode_of(round: u32) -> Mode {
     if (round / ROUNDS_PER_MODE).is_multiple_of(2) { Mode::Zero } else { Mode::Bounded }
 }
 
-/// The rounds of this kind that a file has.
-fn read(file: &Path, kind: Kind) -> Result<Vec<Value>> {
+/// The lines of a file that are `mine`.
+pub(crate) fn read(file: &Path, mine: impl Fn(&Value) -> bool) -> Result<Vec<Value>> {
     let text = match std::fs::read_to_string(file) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
     };
-    let wanted = serde_json::to_value(kind)?;
     let mut lines = Vec::new();
     for line in text.lines() {
         // A line that an interrupted run left half is no round.
         let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
-        if line["series"] == wanted {
+        if mine(&line) {
             lines.push(line);
         }
     }
@@ -163,13 +165,13 @@ fn read(file: &Path, kind: Kind) -> Result<Vec<Value>> {
 }
 
 /// The commit that was built, as git names it.
-fn commit() -> Option<String> {
+pub(crate) fn commit() -> Option<String> {
     let mut git = std::process::Command::new("git");
     crate::command::output(git.args(["describe", "--always", "--dirty"])).ok()
 }
 
 /// The machine's class: processors and memory, not its name.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = memory.lines().next().and_then(|line| line.split_whitespace().nth(1));

@@ -20,7 +20,7 @@ const PROOF_TIMEOUT: Duration = Duration::from_secs(15);
 const FRESH: Duration = Duration::from_millis(600);
 const POLL: Duration = Duration::from_millis(10);
 /// For anybody to be back.
-pub(crate) const RETURN_TIMEOUT: Duration = Duration::from_secs(100);
+pub(crate) const RETURN_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A fault that was begun on a stage.
 #[derive(Clone, Copy, Debug)]
@@ -44,10 +44,16 @@ pub(crate) struct Stage<'a> {
     pub(crate) notes: Vec<String>,
     /// The longest write outage that this row allows.
     pub(crate) outage_max: Option<Duration>,
+    /// For what lasts as long as the caller of the rig says.
+    pub(crate) duration: Duration,
 }
 
 impl<'a> Stage<'a> {
-    pub(crate) fn new(lab: &'a Lab, workload: &'a Workload) -> Result<Stage<'a>> {
+    pub(crate) fn new(
+        lab: &'a Lab,
+        workload: &'a Workload,
+        duration: Duration,
+    ) -> Result<Stage<'a>> {
         let active = lab.active().context("find the active site")?;
         let epoch = lab.epoch().context("read the epoch")?;
         Ok(Stage {
@@ -62,6 +68,7 @@ impl<'a> Stage<'a> {
             evidence: Vec::new(),
             notes: Vec::new(),
             outage_max: None,
+            duration,
         })
     }
 
@@ -81,7 +88,7 @@ impl<'a> Stage<'a> {
     }
 
     pub(crate) fn is_zero(&self) -> bool {
-        self.lab.mode == Mode::Zero
+        self.lab.shape.mode == Mode::Zero
     }
 
     // --- faults

@@ -1,6 +1,8 @@
 //! What can be done to a site. Each fault proves that it really happened, and can be ended.
 
 pub(crate) mod acts;
+pub(crate) mod clocks;
+pub(crate) mod flows;
 pub(crate) mod links;
 pub(crate) mod processes;
 pub(crate) mod wire;

@@ -1,8 +1,11 @@
 //! The rows' scenarios: each says what is done to whom, and what is waited for. What every row is judged
 //! by (nothing lost, one active, both sites equal and in their roles again) is not repeated here.
 
+pub(crate) mod clocks;
 pub(crate) mod disks;
+pub(crate) mod histories;
 pub(crate) mod links;
+pub(crate) mod ports;
 pub(crate) mod postgres;
 pub(crate) mod processes;
 pub(crate) mod rejoin;

@@ -13,6 +13,54 @@ use crate::stage::Stage;
 
 const TENANT: &str = "tenant_0001";
 
+/// F-39. What a single session sets cannot be seen from outside; what roles and databases set is.
+pub(crate) fn commits_go_around_the_gate(stage: &mut Stage) -> Result<()> {
+    const COUNTED: &str = "understudy_limits_ungated_defaults_count";
+    let (active, passive) = stage.sites();
+    let lab = stage.lab;
+    let count = |wanted: f64| {
+        let what = format!("{COUNTED} to be {wanted}");
+        // It is looked for every thirty seconds.
+        lab.until(&what, seconds(75), || Lab::metric(active, COUNTED) == Some(wanted))
+    };
+    count(0.0)?;
+    let set = std::time::Instant::now();
+    lab.sql(active, TENANT, "DROP TABLE IF EXISTS local_f39; CREATE TABLE local_f39 (n int)")?;
+    lab.sql(
+        active,
+        "postgres",
+        "CREATE ROLE local_f39; ALTER ROLE local_f39 SET synchronous_commit = local",
+    )?;
+    let cut = stage.inflict(|lab| Links::cut(&lab.arena, active, passive))?;
+    if stage.is_zero() {
+        stage.commits_wait_for(LEASE)?;
+    }
+    // Nobody else has it, and it is confirmed all the same: the limit that this row is about.
+    let sql =
+        "BEGIN; SET LOCAL synchronous_commit = local; INSERT INTO local_f39 VALUES (39); COMMIT";
+    stage.add(|lab| {
+        lab.sql(active, TENANT, sql)?;
+        Ok(Act::seen_by(move || {
+            let rows = lab.sql(active, TENANT, "SELECT count(*) FROM local_f39")?;
+            let behind = lab.sql(passive, TENANT, "SELECT count(*) FROM local_f39")? == "0";
+            let words = "a commit with synchronous_commit = local was confirmed, and the passive has \
+                         not got it";
+            Ok((rows == "1" && behind).then(|| words.to_owned()))
+        }))
+    })?;
+    stage.heal(cut)?;
+    count(1.0)?;
+    let after = set.elapsed().as_secs_f64();
+    stage.note(format!("{after:.0} s after it was set, the role's setting is counted"));
+    stage
+        .note("the session's own setting is seen nowhere, and its commit is not promised anything");
+    lab.sql(active, "postgres", "DROP ROLE local_f39")?;
+    count(0.0)?;
+    stage.acknowledged_again(TAKEOVER)?;
+    stage.nobody_has_taken_over()?;
+    lab.sql(active, TENANT, "DROP TABLE local_f39").map(drop)
+}
+
 /// F-40.
 pub(crate) fn gate_s_name_is_edited(stage: &mut Stage) -> Result<()> {
     let (active, passive) = stage.sites();
@@ -221,11 +269,15 @@ pub(crate) fn bulk_load(stage: &mut Stage) -> Result<()> {
 /// F-49.
 pub(crate) fn lost_amid_ddl(stage: &mut Stage) -> Result<()> {
     let (active, passive) = stage.sites();
-    stage.lab.sql(active, "tenant_0002", "DROP SCHEMA IF EXISTS ddl CASCADE; CREATE SCHEMA ddl")?;
+    // The final account compares everything at both sites, as the applications' role.
+    let schema = "DROP SCHEMA IF EXISTS ddl CASCADE; CREATE SCHEMA ddl; \
+                  GRANT USAGE ON SCHEMA ddl TO PUBLIC; \
+                  ALTER DEFAULT PRIVILEGES IN SCHEMA ddl GRANT SELECT ON TABLES TO PUBLIC";
+    stage.lab.sql(active, "tenant_0002", schema)?;
     let mix = "DO $$ BEGIN FOR i IN 1..100000 LOOP \
         EXECUTE format('CREATE TABLE ddl.t%s AS SELECT generate_series(1, 3000) AS n', i); \
         IF i % 3 = 0 THEN ROLLBACK; ELSE COMMIT; END IF; \
-        EXECUTE format('DROP TABLE IF EXISTS ddl.t%s', i - 20); COMMIT; \
+        IF i > 20 THEN EXECUTE format('DROP TABLE IF EXISTS ddl.t%s', i - 20); COMMIT; END IF; \
         END LOOP; END $$";
     let session = stage.lab.session(active, "tenant_0002", mix)?;
     let count = "SELECT count(*) FROM pg_tables WHERE schemaname = 'ddl'";

@@ -10,6 +10,7 @@ use crate::command::said;
 use crate::faults::acts::Act;
 use crate::faults::processes::{FrozenSite, Killed, OutOfMemory, StarvedSite, Stopped};
 use crate::lab::{DATA, Lab};
+use crate::process;
 use crate::stage::Stage;
 
 /// F-1.
@@ -98,15 +99,17 @@ pub(crate) fn one_backend_stands_still(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// F-7.
+/// F-7. Nobody lets it go on: another connection would not take its place, so the server is started again.
 pub(crate) fn gate_s_walsender_stands_still(stage: &mut Stage) -> Result<()> {
     let (active, _) = stage.sites();
     let walsender = gate_s_walsender(stage.lab, active)?;
     let stopped =
         stage.inflict(|_| Stopped::one(format!("gate's walsender at {active}"), walsender))?;
-    stage.commits_wait_for(seconds(3))?;
-    stage.heal(stopped)?;
-    stage.somebody_serves(TAKEOVER)
+    stage.commits_wait_for(seconds(1))?;
+    stage.somebody_serves(TAKEOVER)?;
+    stage.acknowledged_again(TAKEOVER)?;
+    ensure!(process::state(walsender).is_none_or(|state| state != 'T'), "it still stands there");
+    stage.heal(stopped)
 }
 
 /// F-8.
@@ -150,16 +153,17 @@ pub(crate) fn active_s_daemon_gets_no_descriptors(stage: &mut Stage) -> Result<(
             let silent = Lab::get(active, "/readyz", seconds(1)).is_none();
             Ok(silent.then(|| format!("daemon of {active}: no descriptor for a new connection")))
         };
-        Ok(Act::seen_by(proof).undone_by(move || limit_descriptors(daemon, 4096)))
+        Ok(Act::seen_by(proof).undone_by(move || limit_descriptors(daemon, 1024)))
     })?;
     last(LEASE * 3);
     stage.heal(limited)?;
     stage.somebody_serves(TAKEOVER)
 }
 
+/// Only the soft limit: a hard one cannot be raised again everywhere, not even by root.
 fn limit_descriptors(pid: Pid, count: u32) -> Result<()> {
     let mut prlimit = std::process::Command::new("prlimit");
-    said(prlimit.arg(format!("--pid={pid}")).arg(format!("--nofile={count}:{count}")))
+    said(prlimit.arg(format!("--pid={pid}")).arg(format!("--nofile={count}:")))
 }
 
 /// The backend whose query contains `words`, once `condition` holds for it.

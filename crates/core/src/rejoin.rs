@@ -93,6 +93,10 @@ pub fn plan(survey: &Survey, system_id: SystemId, history: &[Lineage], at_least:
                     let fork = last_common_fork(recorded, history);
                     let why = format!("timeline {timeline} here is not in the cluster's history");
                     match fork {
+                        Some(fork) if number_is_taken(*timeline, recorded, history) => {
+                            let why = format!("{why}, which has that number for another one");
+                            join(Rung::Clone, Some(fork), why)
+                        }
                         Some(fork) => join(Rung::Rewind, Some(fork), why),
                         None => join(Rung::Clone, Some(Lsn::ZERO), why),
                     }
@@ -123,13 +127,25 @@ fn judge_end(
     }
 }
 
-/// Where the two histories part, if they share anything.
-fn last_common_fork(recorded: &[Lineage], history: &[Lineage]) -> Option<Lsn> {
+/// Whether the cluster's history has a number that a timeline here may bear too, from where the two part
+/// up to the last one here. `pg_rewind` knows timelines by number alone: where both sides have the same
+/// one it finds nothing to rewind, and what is here would be followed as it is (I13).
+fn number_is_taken(last: Timeline, recorded: &[Lineage], history: &[Lineage]) -> bool {
+    let Some((_, shared)) = last_shared(recorded, history) else { return true };
+    history[shared + 1..].iter().any(|entry| entry.timeline <= last)
+}
+
+/// The last link that both have, as an index into each.
+fn last_shared(recorded: &[Lineage], history: &[Lineage]) -> Option<(usize, usize)> {
     let shared = |mine: &Lineage| {
         history.iter().position(|h| h.promotion == mine.promotion && h.timeline == mine.timeline)
     };
-    let (mine, theirs) =
-        recorded.iter().enumerate().rev().find_map(|(i, m)| shared(m).map(|t| (i, t)))?;
+    recorded.iter().enumerate().rev().find_map(|(i, m)| shared(m).map(|t| (i, t)))
+}
+
+/// Where the two histories part, if they share anything.
+fn last_common_fork(recorded: &[Lineage], history: &[Lineage]) -> Option<Lsn> {
+    let (mine, theirs) = last_shared(recorded, history)?;
     let fork_of =
         |lineage: &[Lineage], at: usize| lineage.get(at + 1).and_then(|next| next.fork_lsn);
     match (fork_of(recorded, mine), fork_of(history, theirs)) {
@@ -184,7 +200,22 @@ mod tests {
     fn an_equal_timeline_number_of_another_promotion_never_follows() {
         let history = [link(1, 1, 10, None), link(2, 2, 20, Some(100))];
         let survey = cluster(2, 90, vec![link(1, 1, 10, None), link(2, 2, 99, Some(80))]);
-        assert_eq!(rung_of(survey, &history), Some((Rung::Rewind, Some(Lsn(80)))));
+        assert_eq!(rung_of(survey, &history), Some((Rung::Clone, Some(Lsn(80)))));
+    }
+
+    #[test]
+    fn a_timeline_of_unknown_origin_is_cloned_where_its_number_may_be_the_cluster_s() {
+        let (recorded, history) =
+            (vec![link(1, 1, 10, None)], [link(1, 1, 10, None), link(2, 2, 20, Some(100))]);
+        // Promoted by hand, once or twice: the number 2 is taken.
+        for timeline in [2, 3] {
+            let survey = cluster(timeline, 150, recorded.clone());
+            assert_eq!(rung_of(survey, &history), Some((Rung::Clone, Some(Lsn(100)))));
+        }
+        // A grant that was superseded: the cluster's own promotion got a number above it.
+        let history = [link(1, 1, 10, None), link(3, 3, 30, Some(100))];
+        let survey = cluster(2, 150, vec![link(1, 1, 10, None), link(2, 2, 20, Some(90))]);
+        assert_eq!(rung_of(survey, &history), Some((Rung::Rewind, Some(Lsn(90)))));
     }
 
     #[test]

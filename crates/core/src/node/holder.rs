@@ -343,7 +343,7 @@ impl Core {
             }
             PostgresView::Running(facts) if facts.door_silent_for >= DOOR_SILENCE_MAX => {
                 Some(format!(
-                    "PostgreSQL has let no new session in for {:?}: its postmaster is frozen",
+                    "PostgreSQL has let nobody in, or not answered its gate, for {:?}: it stands still",
                     facts.door_silent_for
                 ))
             }

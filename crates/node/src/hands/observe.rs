@@ -22,6 +22,9 @@ const INSPECT_INTERVAL: Duration = Duration::from_secs(2);
 const KNOCK_INTERVAL: Duration = Duration::from_secs(1);
 const KNOCK_PATIENCE: Duration = Duration::from_secs(2);
 
+/// The gate's walsender may owe an answer for this long.
+const GATE_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Watches one postmaster beside the regular look: its end is noticed at once, and whether it still lets
 /// sessions in is asked all the time.
 struct Watcher {
@@ -165,6 +168,17 @@ impl Observer {
         let silent_for = self.hands.options().clock.now().since(self.answered_at);
         let silent_for = if silent_for < PROBE_PATIENCE { Duration::ZERO } else { silent_for };
         let door_silent_for = watcher.door_silent_for(self.hands.options().clock.now());
+        // A walsender that stands still confirms nothing and keeps its place: it is as bad as a door that
+        // lets nobody in, and only another start of the server gets rid of it.
+        let gate_silent_for = self.hands.gate_silent_for();
+        if gate_silent_for >= GATE_PATIENCE {
+            tracing::warn!(?gate_silent_for, "the gate's walsender does not answer");
+        }
+        let door_silent_for = if gate_silent_for >= GATE_PATIENCE {
+            door_silent_for.max(gate_silent_for)
+        } else {
+            door_silent_for
+        };
         let foreign_server =
             self.hands.held().is_some_and(|held| held != (known.pid, known.start_time_ticks));
         let facts = self.facts.clone();
@@ -219,6 +233,11 @@ impl Hands {
 
     fn gate_backend_pid(&self) -> Option<u32> {
         self.inner.source.borrow().as_ref().and_then(|source| source.gate_backend_pid())
+    }
+
+    fn gate_silent_for(&self) -> Duration {
+        let source = self.inner.source.borrow();
+        source.as_ref().map_or(Duration::ZERO, |source| source.gate_silent_for())
     }
 }
 

@@ -47,6 +47,50 @@ enum GateError {
     Write(#[source] std::io::Error),
 }
 
+/// A walsender that has said nothing for so long is asked to, and again as often.
+const ASK_AFTER: Duration = Duration::from_secs(1);
+/// A gap of this between two ticks is our own: what was not listened to was not silent.
+const OWN_STALL: Duration = Duration::from_millis(500);
+
+/// Whether the walsender answers. Only the time in which this thread listened counts.
+#[derive(Debug, Default)]
+struct Hearing {
+    /// Unheard of since the last message, in time that was listened to.
+    silent_for: Duration,
+    /// The silence at which it was asked last; `None` while it owes no answer.
+    asked_at: Option<Duration>,
+    last_tick: Option<Instant>,
+}
+
+impl Hearing {
+    fn heard(&mut self) {
+        self.silent_for = Duration::ZERO;
+        self.asked_at = None;
+    }
+
+    /// Counts the time since the last tick.
+    fn tick(&mut self, now: Instant) {
+        let since = self.last_tick.replace(now).map_or(Duration::ZERO, |last| now - last);
+        if since < OWN_STALL {
+            self.silent_for += since;
+        }
+    }
+
+    /// Whether the next status update should ask for an answer.
+    fn wants_answer(&self) -> bool {
+        self.silent_for >= self.asked_at.unwrap_or_default() + ASK_AFTER
+    }
+
+    fn asked(&mut self) {
+        self.asked_at = Some(self.silent_for);
+    }
+
+    /// How long an answer is owed.
+    fn overdue(&self) -> Duration {
+        if self.asked_at.is_some() { self.silent_for } else { Duration::ZERO }
+    }
+}
+
 /// What one evaluation wrote.
 enum Wrote {
     Nothing,
@@ -64,6 +108,7 @@ pub(super) struct Gate {
     published: Option<Instant>,
     reason: Option<GateReason>,
     release_delay: Duration,
+    hearing: Hearing,
 }
 
 impl Gate {
@@ -76,6 +121,7 @@ impl Gate {
             published: None,
             reason: None,
             release_delay: Duration::ZERO,
+            hearing: Hearing::default(),
             shared,
         }
     }
@@ -162,6 +208,7 @@ impl Gate {
     ) -> Result<(), GateError> {
         let shared = Arc::clone(&self.shared);
         let permit_changed = shared.cell.changed();
+        self.hearing = Hearing::default();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -169,11 +216,18 @@ impl Gate {
             let mut repeat = false;
             tokio::select! {
                 () = shared.gate_dropped.cancelled() => return Ok(()),
-                event = stream.recv() => repeat = self.learn(event?)?,
+                event = stream.recv() => {
+                    self.hearing.heard();
+                    repeat = self.learn(event?)?;
+                }
                 () = shared.wake_gate.notified() => {}
                 () = permit_changed.notified() => {}
                 () = sleep_until(look_again) => {}
-                _ = tick.tick() => repeat = true,
+                _ = tick.tick() => {
+                    self.hearing.tick(Instant::now());
+                    shared.set_gate_silent_for(self.hearing.overdue());
+                    repeat = true;
+                }
             }
             if shared.gate_dropped.is_cancelled() {
                 return Ok(());
@@ -209,6 +263,11 @@ impl Gate {
 
     /// Judges and writes, in one step under the permit; repeats the last report if asked to.
     fn evaluate(&mut self, sender: &StatusSender, repeat: bool) -> Wrote {
+        let ask = repeat && self.hearing.wants_answer();
+        if ask {
+            // Asked or not able to (a full socket): an answer is owed either way.
+            self.hearing.asked();
+        }
         let shared = Arc::clone(&self.shared);
         let identity = &shared.options.identity;
         let receivers = shared.receivers();
@@ -228,7 +287,7 @@ impl Gate {
                 if release.upto == last && apply_lsn <= self.apply_lsn && !repeat {
                     return (None, Some((release, now, Wrote::Nothing)));
                 }
-                let wrote = write(sender, release.upto, apply_lsn);
+                let wrote = write(sender, release.upto, apply_lsn, ask);
                 let released = matches!(wrote, Wrote::Sent).then_some(release.upto);
                 if released.is_some() {
                     self.apply_lsn = apply_lsn;
@@ -241,7 +300,7 @@ impl Gate {
             self.reason = None;
             self.release_delay = Duration::ZERO;
             // Shut: nothing above the last report, which may be repeated.
-            return if repeat { self.repeat_last(sender) } else { Wrote::Nothing };
+            return if repeat { self.repeat_last(sender, ask) } else { Wrote::Nothing };
         };
         if self.reason != Some(release.reason) {
             let (upto_lsn, reason) = (release.upto, release.reason);
@@ -255,11 +314,11 @@ impl Gate {
         wrote
     }
 
-    fn repeat_last(&self, sender: &StatusSender) -> Wrote {
+    fn repeat_last(&self, sender: &StatusSender, ask: bool) -> Wrote {
         let status = self.shared.cell.status();
         let same_epoch = status.epoch == self.shared.options.identity.epoch;
         let last = if same_epoch { status.released_upto } else { Lsn::ZERO };
-        write(sender, last, last.min(self.apply_lsn))
+        write(sender, last, last.min(self.apply_lsn), ask)
     }
 
     /// Publishes positions: at once after an edge, else every tick.
@@ -299,9 +358,9 @@ impl Gate {
     }
 }
 
-/// One non-blocking write of one status update: write = flush.
-fn write(sender: &StatusSender, flush_lsn: Lsn, apply_lsn: Lsn) -> Wrote {
-    match sender.try_send_status(flush_lsn, flush_lsn, apply_lsn, false) {
+/// One non-blocking write of one status update: write = flush. `ask` wants an answer at once.
+fn write(sender: &StatusSender, flush_lsn: Lsn, apply_lsn: Lsn, ask: bool) -> Wrote {
+    match sender.try_send_status(flush_lsn, flush_lsn, apply_lsn, ask) {
         Ok(TrySend::Sent) => Wrote::Sent,
         Ok(TrySend::WouldBlock) => Wrote::Retry,
         // The rest could go out when the permit is over: the connection ends with half a message,
@@ -315,4 +374,33 @@ fn write(sender: &StatusSender, flush_lsn: Lsn, apply_lsn: Lsn) -> Wrote {
 fn applied_lsn(receivers: &[ReceiverPosition]) -> Lsn {
     let attached = receivers.iter().filter(|receiver| receiver.attached);
     attached.filter_map(|receiver| receiver.replay_lsn).max().unwrap_or(Lsn::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_time_that_was_listened_to_is_silence_and_an_answer_ends_it() {
+        let (mut hearing, start) = (Hearing::default(), Instant::now());
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        for ms in (0..=1000).step_by(50) {
+            assert!(!hearing.wants_answer() && hearing.overdue().is_zero());
+            hearing.tick(at(ms));
+        }
+        assert!(hearing.wants_answer());
+        hearing.asked();
+        assert!(!hearing.wants_answer(), "it is asked once a second");
+        assert_eq!(hearing.overdue(), Duration::from_secs(1));
+        // The thread itself stood still for a minute.
+        hearing.tick(at(61_000));
+        assert_eq!(hearing.overdue(), Duration::from_secs(1));
+        for ms in (61_050..=62_000).step_by(50) {
+            hearing.tick(at(ms));
+        }
+        assert_eq!(hearing.overdue(), Duration::from_secs(2));
+        assert!(hearing.wants_answer(), "it is asked again");
+        hearing.heard();
+        assert!(hearing.overdue().is_zero() && !hearing.wants_answer());
+    }
 }

@@ -156,6 +156,13 @@ impl SourceHandle {
         self.shared.gate_backend_pid()
     }
 
+    /// How long the gate's walsender has owed an answer that it was asked for; zero while it owes none, or
+    /// while there is no connection. A walsender that stands still confirms nothing, and is not replaced
+    /// by another connection: it stays PostgreSQL's first synchronous standby as long as it exists.
+    pub fn gate_silent_for(&self) -> Duration {
+        self.shared.gate_silent_for()
+    }
+
     /// Closes the gate's connection; this source never makes another one. Returns once it is closed.
     ///
     /// Fencing and a fast stop need it: PostgreSQL's fast shutdown waits for a gate that never flushes.

@@ -43,6 +43,7 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct State {
     gate_backend_pid: Option<u32>,
+    gate_silent_for: Duration,
     receivers: BTreeMap<NodeId, ReceiverPosition>,
     /// Something happened that must be published without waiting for the next round.
     edge: bool,
@@ -107,7 +108,17 @@ impl Shared {
     pub(super) fn set_gate_backend_pid(&self, pid: Option<u32>) {
         let mut state = self.state();
         state.gate_backend_pid = pid;
+        state.gate_silent_for = Duration::ZERO;
         state.edge = true;
+    }
+
+    /// How long the gate's walsender has owed an answer.
+    pub(super) fn gate_silent_for(&self) -> Duration {
+        self.state().gate_silent_for
+    }
+
+    pub(super) fn set_gate_silent_for(&self, duration: Duration) {
+        self.state().gate_silent_for = duration;
     }
 
     /// Takes the mark that something has to be published at once.

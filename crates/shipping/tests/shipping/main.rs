@@ -156,6 +156,33 @@ async fn the_gate_comes_back_by_itself_after_its_connection_was_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_walsender_that_stands_still_is_noticed_and_one_that_answers_is_not() {
+    let rig = Rig::new().await;
+    let source = rig.source();
+    rig.permit(DurabilityMode::BestEffort, &[], Duration::from_secs(600));
+    assert!(rig.commit("INSERT INTO t VALUES (1)").within(Duration::from_secs(2)).await);
+    // Idle for longer than it takes to be asked: it answers each time.
+    let idle = tokio::time::Instant::now();
+    while idle.elapsed() < Duration::from_secs(3) {
+        let silent = source.gate_silent_for();
+        assert!(silent < Duration::from_secs(2), "an idle walsender counts as silent: {silent:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let pid = source.gate_backend_pid().unwrap().to_string();
+    let signal = |name: &str| {
+        let done = std::process::Command::new("kill").args([name, &pid]).status().unwrap();
+        assert!(done.success(), "kill {name} {pid}");
+    };
+    signal("-STOP");
+    until("the frozen walsender is noticed", || source.gate_silent_for() > Duration::from_secs(3))
+        .await;
+    signal("-CONT");
+    until("it is heard again", || source.gate_silent_for().is_zero()).await;
+    assert!(rig.commit("INSERT INTO t VALUES (2)").within(Duration::from_secs(2)).await);
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_follows_a_promotion_to_the_next_timeline() {
     let rig = Rig::new().await;
     let source = rig.source();
