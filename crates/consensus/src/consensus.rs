@@ -22,6 +22,7 @@ use understudy_proto::v1;
 use understudy_proto::v1::peer_client::PeerClient;
 use understudy_types::{ClusterId, Incarnation, NodeId, NodeName, ProcessStart};
 
+use crate::device::{Device, Directory};
 use crate::founding::{Founding, FoundingStatus};
 use crate::leadership::{self, Leadership};
 use crate::network::Network;
@@ -124,6 +125,7 @@ struct Inner {
     tasks: Vec<tokio::task::AbortHandle>,
     pace: Pace,
     handle: Handle,
+    /// Its own, unless it was started on the caller's.
     runtime: Mutex<Option<Runtime>>,
 }
 
@@ -144,7 +146,20 @@ impl ConsensusOptions {
     }
 }
 
-fn raft_config(options: &ConsensusOptions) -> Result<Config, ConsensusError> {
+/// What consensus stands on instead of a directory and threads of its own.
+pub struct Surroundings {
+    /// What survives the process.
+    pub device: Arc<dyn Device>,
+    /// Where everything runs.
+    pub runtime: Handle,
+    /// Entries from one snapshot to the next; a quarter of them is kept in the log behind it.
+    pub snapshot_every: u64,
+}
+
+/// Entries from one snapshot to the next.
+const SNAPSHOT_EVERY: u64 = 2000;
+
+fn raft_config(options: &ConsensusOptions, snapshot_every: u64) -> Result<Config, ConsensusError> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let config = Config {
         cluster_name: options.cluster.to_string(),
@@ -160,8 +175,8 @@ fn raft_config(options: &ConsensusOptions) -> Result<Config, ConsensusError> {
         install_snapshot_timeout: 10_000,
         max_payload_entries: 256,
         replication_lag_threshold: 4000,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(2000),
-        max_in_snapshot_log_to_keep: 500,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_every),
+        max_in_snapshot_log_to_keep: snapshot_every / 4,
         purge_batch_size: 64,
         backoff: "50ms 100ms 200ms ...500ms".to_owned(),
         ..Config::default()
@@ -194,16 +209,39 @@ impl Consensus {
     pub async fn start(
         options: ConsensusOptions,
     ) -> Result<(Consensus, mpsc::UnboundedReceiver<Applied>), ConsensusError> {
-        check_members(&options)?;
-        let config = Arc::new(raft_config(&options)?);
         let runtime = Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("consensus")
             .enable_all()
             .build()
             .map_err(ConsensusError::Runtime)?;
-        let (handle, pace) = (runtime.handle().clone(), options.pace());
-        let starting = handle.spawn(Parts::start(options, config, handle.clone()));
+        let surroundings = Surroundings {
+            device: Arc::new(Directory::new(&options.data_dir)),
+            runtime: runtime.handle().clone(),
+            snapshot_every: SNAPSHOT_EVERY,
+        };
+        Consensus::start_within(options, surroundings, Some(runtime)).await
+    }
+
+    /// The same in surroundings that the caller gives, for simulated time; the options' `data_dir`
+    /// is not used.
+    ///
+    /// # Errors
+    /// As [`Consensus::start`].
+    pub async fn start_on(
+        options: ConsensusOptions,
+        surroundings: Surroundings,
+    ) -> Result<(Consensus, mpsc::UnboundedReceiver<Applied>), ConsensusError> {
+        Consensus::start_within(options, surroundings, None).await
+    }
+
+    async fn start_within(
+        options: ConsensusOptions,
+        surroundings: Surroundings,
+        runtime: Option<Runtime>,
+    ) -> Result<(Consensus, mpsc::UnboundedReceiver<Applied>), ConsensusError> {
+        let (handle, pace) = (surroundings.runtime.clone(), options.pace());
+        let starting = handle.spawn(Parts::start(options, surroundings));
         let started = starting.await.unwrap_or_else(|error| {
             Err(ConsensusError::Raft(format!("the starting task failed: {error}")))
         });
@@ -211,7 +249,6 @@ impl Consensus {
             Ok((parts, applied)) => {
                 let Parts { raft, peers, identity, admitted, leadership, founding, fatal, tasks } =
                     parts;
-                let runtime = Mutex::new(Some(runtime));
                 let inner = Inner {
                     raft,
                     peers,
@@ -223,12 +260,14 @@ impl Consensus {
                     tasks,
                     pace,
                     handle,
-                    runtime,
+                    runtime: Mutex::new(runtime),
                 };
                 Ok((Consensus(Arc::new(inner)), applied))
             }
             Err(error) => {
-                runtime.shutdown_background();
+                if let Some(runtime) = runtime {
+                    runtime.shutdown_background();
+                }
                 Err(error)
             }
         }
@@ -381,12 +420,11 @@ impl Consensus {
     }
 
     fn client(&self, node: NodeId) -> Result<PeerClient<tonic::transport::Channel>, ProposeError> {
+        if self.0.raft.metrics().borrow_watched().running_state.is_err() {
+            return Err(ProposeError::NotSent("consensus has stopped".to_owned()));
+        }
         // The channel's connection belongs to consensus' runtime, whoever asks first.
-        let runtime = self.0.runtime.lock().unwrap_or_else(PoisonError::into_inner);
-        let runtime = runtime
-            .as_ref()
-            .ok_or_else(|| ProposeError::NotSent("consensus has stopped".to_owned()))?;
-        let _entered = runtime.enter();
+        let _entered = self.0.handle.enter();
         (self.0.peers.channel)(node)
             .map(PeerClient::new)
             .ok_or_else(|| ProposeError::NotSent(format!("node {node} has no address")))
@@ -522,15 +560,17 @@ struct Parts {
 impl Parts {
     async fn start(
         options: ConsensusOptions,
-        config: Arc<Config>,
-        handle: Handle,
+        surroundings: Surroundings,
     ) -> Result<(Parts, mpsc::UnboundedReceiver<Applied>), ConsensusError> {
+        check_members(&options)?;
+        let Surroundings { device, runtime: handle, snapshot_every } = surroundings;
+        let config = Arc::new(raft_config(&options, snapshot_every)?);
         let pace = options.pace();
-        let ConsensusOptions { data_dir, cluster, node, name, members, channel, .. } = options;
+        let ConsensusOptions { cluster, node, name, members, channel, .. } = options;
         let store_options =
             StoreOptions { cluster: cluster.0, node_id: node.0, name: name.to_string() };
-        let mut store = LogStore::open(&data_dir, &store_options)?;
-        let (machine, applied) = StateMachine::open(&data_dir)?;
+        let mut store = LogStore::open_on(Arc::clone(&device), &store_options)?;
+        let (machine, applied) = StateMachine::open_on(device)?;
         let log = store.get_log_state().await;
         let log = log.map_err(|error| ConsensusError::Raft(error.to_string()))?;
         machine.check_log(log.last_purged_log_id.as_ref())?;

@@ -8,6 +8,7 @@
 
 mod codec;
 mod consensus;
+mod device;
 mod founding;
 mod leadership;
 mod network;
@@ -18,8 +19,13 @@ mod state_machine;
 mod steering;
 mod store;
 
-pub use codec::{CodecError, decode_command, decode_outcome, encode_command, encode_outcome};
-pub use consensus::{Consensus, ConsensusError, ConsensusOptions, LogRange, ProposeError};
+pub use codec::{
+    CodecError, decode_command, decode_outcome, encode_command, encode_outcome, encode_state,
+};
+pub use consensus::{
+    Consensus, ConsensusError, ConsensusOptions, LogRange, ProposeError, Surroundings,
+};
+pub use device::Device;
 pub use founding::FoundingStatus;
 pub use leadership::Leadership;
 pub use peers::{ChannelTo, FoundingMember};

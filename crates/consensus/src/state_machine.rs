@@ -22,6 +22,7 @@ use understudy_core::state::{ClusterState, Command, Outcome};
 
 use self::file::{Snapshot, SnapshotFile};
 use crate::codec::{CodecError, decode_command, decode_state, encode_outcome};
+use crate::device::{Device, Directory};
 use crate::{LogCommand, LogReply, RaftTypes};
 
 /// One step of the replicated state, in log order.
@@ -106,7 +107,14 @@ impl StateMachine {
     pub fn open(
         dir: &Path,
     ) -> Result<(StateMachine, mpsc::UnboundedReceiver<Applied>), StateMachineError> {
-        let file = SnapshotFile::in_dir(dir);
+        StateMachine::open_on(Arc::new(Directory::new(dir)))
+    }
+
+    /// The same on any device.
+    pub(crate) fn open_on(
+        device: Arc<dyn Device>,
+    ) -> Result<(StateMachine, mpsc::UnboundedReceiver<Applied>), StateMachineError> {
+        let file = SnapshotFile::on(device);
         let restored = file.read()?;
         let (steps, receiver) = mpsc::unbounded_channel();
         let (snapshot, state) = restored.unzip();

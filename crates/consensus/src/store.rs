@@ -1,8 +1,8 @@
 //! The durable log: vote, entries, committed and purged positions in one redb file.
 //!
-//! Every change goes through one writer thread in the order it was asked for, and nothing is
-//! reported done before it is durable. After a failed write the thread takes no further one: what
-//! is on disk is then unknown, and a node that guesses could vote twice. It must not repair.
+//! Every change goes through one writer in the order it was asked for, and nothing is reported done
+//! before it is durable. After a failed write it takes no further one: what is on disk is then
+//! unknown, and a node that guesses could vote twice. It must not repair.
 
 use std::io;
 use std::ops::{Bound, RangeBounds};
@@ -17,10 +17,11 @@ use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::RaftTypes;
+use crate::device::{Device, Directory};
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
@@ -107,11 +108,19 @@ enum Change {
 
 type Job = (Change, oneshot::Sender<io::Result<()>>);
 
+/// Who writes: a thread, or in simulated time the asker, one after the other; then the flag says
+/// that a write has failed.
+#[derive(Clone)]
+enum Writer {
+    Thread(mpsc::Sender<Job>),
+    Asker { device: Arc<dyn Device>, failed: Arc<Mutex<bool>> },
+}
+
 /// Handle of the open store. Clones share the file; it closes with the last of them.
 #[derive(Clone)]
 pub struct LogStore {
     db: Arc<Database>,
-    jobs: mpsc::Sender<Job>,
+    writer: Writer,
     identity: Arc<StoredIdentity>,
     empty: bool,
 }
@@ -120,28 +129,37 @@ impl LogStore {
     /// Opens or creates `<dir>/raft.redb` and counts this process start durably. redb's file lock
     /// keeps a second daemon out.
     pub fn open(dir: &Path, options: &StoreOptions) -> Result<LogStore, StoreError> {
-        let path = dir.join("raft.redb");
-        let failed =
-            |source: io::Error| StoreError::Open { path: path.display().to_string(), source };
-        std::fs::create_dir_all(dir).map_err(failed)?;
-        let db = Database::create(&path).map_err(|e| failed(io::Error::other(e)))?;
+        LogStore::open_on(Arc::new(Directory::new(dir)), options)
+    }
+
+    /// The same on any device.
+    pub(crate) fn open_on(
+        device: Arc<dyn Device>,
+        options: &StoreOptions,
+    ) -> Result<LogStore, StoreError> {
+        let failed = |source: io::Error| StoreError::Open { path: device.name(), source };
+        let db = device.log().map_err(failed)?;
         let stored = create_tables(&db).map_err(failed)?;
         let empty = check_contents(&db, stored.is_some())
             .map_err(failed)?
             .map_err(StoreError::Inconsistent)?;
         let identity = next_identity(stored, options)?;
         write_identity(&db, &identity).map_err(failed)?;
-        // The new file's name must survive a crash too, or the node would come back blank.
-        std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(failed)?;
+        device.sync_names().map_err(failed)?;
 
         let db = Arc::new(db);
-        let (jobs, queue) = mpsc::channel(QUEUE);
-        let writer = Arc::clone(&db);
-        std::thread::Builder::new()
-            .name("raft-store".into())
-            .spawn(move || write_loop(&writer, queue))
-            .map_err(failed)?;
-        Ok(LogStore { db, jobs, identity: Arc::new(identity), empty })
+        let writer = if device.simulated_write().is_some() {
+            Writer::Asker { device: Arc::clone(&device), failed: Arc::default() }
+        } else {
+            let (jobs, queue) = mpsc::channel(QUEUE);
+            let writer = Arc::clone(&db);
+            std::thread::Builder::new()
+                .name("raft-store".into())
+                .spawn(move || write_loop(&writer, queue))
+                .map_err(failed)?;
+            Writer::Thread(jobs)
+        };
+        Ok(LogStore { db, writer, identity: Arc::new(identity), empty })
     }
 
     /// Whose store this is.
@@ -155,9 +173,23 @@ impl LogStore {
     }
 
     async fn change(&self, change: Change) -> io::Result<()> {
-        let (done, answer) = oneshot::channel();
-        self.jobs.send((change, done)).await.map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())?
+        match &self.writer {
+            Writer::Thread(jobs) => {
+                let (done, answer) = oneshot::channel();
+                jobs.send((change, done)).await.map_err(|_| stopped())?;
+                answer.await.map_err(|_| stopped())?
+            }
+            Writer::Asker { device, failed } => {
+                let mut failed = failed.lock().await;
+                if *failed {
+                    return Err(stopped());
+                }
+                tokio::time::sleep(device.simulated_write().unwrap_or_default()).await;
+                let result = write(&self.db, change);
+                *failed = result.is_err();
+                result
+            }
+        }
     }
 
     fn meta<T: DeserializeOwned>(&self, key: &str) -> io::Result<Option<T>> {

@@ -78,7 +78,7 @@ pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, CodecError> {
 }
 
 /// The state as the body of a snapshot.
-pub(crate) fn encode_state(state: &ClusterState) -> Vec<u8> {
+pub fn encode_state(state: &ClusterState) -> Vec<u8> {
     state::write(state).encode_to_vec()
 }
 

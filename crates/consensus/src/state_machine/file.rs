@@ -3,9 +3,8 @@
 //! It must not guess at a damaged one: the log below it is gone, so a state made up in its place
 //! would differ from what this node has promised.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::sync::Arc;
 
 use openraft::alias::SnapshotMetaOf;
 use prost::Message;
@@ -15,6 +14,7 @@ use understudy_proto::v1;
 use super::StateMachineError;
 use crate::RaftTypes;
 use crate::codec::{decode_state, encode_state};
+use crate::device::Device;
 
 /// Says what the file is and how it is laid out: this, a crc32c of the rest (little-endian), and a
 /// `SnapshotFile` message.
@@ -36,36 +36,31 @@ impl Snapshot {
 
 /// Where it is kept.
 pub(super) struct SnapshotFile {
-    path: PathBuf,
+    device: Arc<dyn Device>,
 }
 
 impl SnapshotFile {
-    pub(super) fn in_dir(dir: &Path) -> SnapshotFile {
-        SnapshotFile { path: dir.join("snapshot") }
+    pub(super) fn on(device: Arc<dyn Device>) -> SnapshotFile {
+        SnapshotFile { device }
     }
 
     /// Replaces the file. When this returns, the new one survives a crash.
     pub(super) fn write(&self, snapshot: &Snapshot) -> io::Result<()> {
         let meta = serde_json::to_vec(&snapshot.meta).map_err(io::Error::other)?;
         let body = v1::SnapshotFile { meta, state: snapshot.data.clone() }.encode_to_vec();
-        let fresh = self.path.with_extension("new");
-        let mut file = File::create(&fresh)?;
-        file.write_all(MAGIC)?;
-        file.write_all(&crc32c::crc32c(&body).to_le_bytes())?;
-        file.write_all(&body)?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, &self.path)?;
-        let dir = self.path.parent().expect("made by joining a name to a directory");
-        File::open(dir)?.sync_all()
+        let sum = crc32c::crc32c(&body).to_le_bytes();
+        self.device.replace_snapshot(&[MAGIC.as_slice(), &sum, &body].concat())
     }
 
     /// Reads it with the state that it holds; `None` when there is none.
     pub(super) fn read(&self) -> Result<Option<(Snapshot, ClusterState)>, StateMachineError> {
-        let path = || self.path.display().to_string();
-        let bytes = match std::fs::read(&self.path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StateMachineError::Read { path: path(), source }),
+        let path = || self.device.name();
+        let Some(bytes) = self
+            .device
+            .read_snapshot()
+            .map_err(|source| StateMachineError::Read { path: path(), source })?
+        else {
+            return Ok(None);
         };
         let damaged = |problem| StateMachineError::Damaged { path: path(), problem };
         let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| damaged("it is not a snapshot"))?;

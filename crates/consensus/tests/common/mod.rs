@@ -3,6 +3,7 @@
 //! The network is cut by taking away the way to a node; nothing else here is a stand-in.
 
 mod line;
+mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,96 +14,18 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status, Streaming};
 use understudy_consensus::*;
 use understudy_core::ClusterConfig;
 use understudy_core::state::{Command, Mark};
-use understudy_proto::v1;
-use understudy_proto::v1::peer_server::{Peer, PeerServer as PeerService};
+use understudy_proto::v1::peer_server::PeerServer as PeerService;
 use understudy_transport as transport;
 use understudy_types::{ClusterId, NodeId, NodeKind, NodeName};
 use uuid::Uuid;
 
 pub(crate) use line::{Habit, Line};
+use service::Service;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-
-struct Service(PeerServer);
-
-fn caller<T>(request: &Request<T>) -> Result<NodeName, Status> {
-    transport::require_any_node(request).cloned()
-}
-
-macro_rules! delegate {
-    ($self:ident, $request:ident, $method:ident) => {{
-        let peer = caller(&$request)?;
-        $self.0.$method(&peer, $request.into_inner()).await.map(Response::new)
-    }};
-}
-
-#[tonic::async_trait]
-impl Peer for Service {
-    async fn hello(
-        &self,
-        request: Request<v1::HelloRequest>,
-    ) -> Result<Response<v1::HelloResponse>, Status> {
-        delegate!(self, request, hello)
-    }
-    async fn append_entries(
-        &self,
-        request: Request<v1::RaftMessage>,
-    ) -> Result<Response<v1::RaftMessage>, Status> {
-        delegate!(self, request, append_entries)
-    }
-    async fn vote(
-        &self,
-        request: Request<v1::RaftMessage>,
-    ) -> Result<Response<v1::RaftMessage>, Status> {
-        delegate!(self, request, vote)
-    }
-    async fn pre_vote(
-        &self,
-        request: Request<v1::RaftMessage>,
-    ) -> Result<Response<v1::RaftMessage>, Status> {
-        delegate!(self, request, pre_vote)
-    }
-    async fn install_snapshot(
-        &self,
-        request: Request<Streaming<v1::SnapshotPart>>,
-    ) -> Result<Response<v1::RaftMessage>, Status> {
-        delegate!(self, request, install_snapshot)
-    }
-    async fn transfer_leader(
-        &self,
-        request: Request<v1::RaftMessage>,
-    ) -> Result<Response<v1::RaftMessage>, Status> {
-        delegate!(self, request, transfer_leader)
-    }
-    async fn propose(
-        &self,
-        request: Request<v1::ProposeRequest>,
-    ) -> Result<Response<v1::ProposeResponse>, Status> {
-        delegate!(self, request, propose)
-    }
-    async fn read_index(
-        &self,
-        request: Request<v1::ReadIndexRequest>,
-    ) -> Result<Response<v1::ReadIndexResponse>, Status> {
-        delegate!(self, request, read_index)
-    }
-    async fn reach(
-        &self,
-        request: Request<v1::ReachRequest>,
-    ) -> Result<Response<v1::ReachResponse>, Status> {
-        delegate!(self, request, reach)
-    }
-    async fn report(
-        &self,
-        _: Request<v1::ReportRequest>,
-    ) -> Result<Response<v1::ReportResponse>, Status> {
-        Err(Status::unimplemented("consensus knows no reports"))
-    }
-}
 
 /// Where everybody is, and who is cut off.
 #[derive(Default)]
