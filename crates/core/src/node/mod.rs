@@ -590,6 +590,8 @@ impl Core {
             }
             Command::Renew { .. }
             | Command::Found { .. }
+            | Command::AdmitMember { .. }
+            | Command::SetVoters { .. }
             | Command::OrderFailover { .. }
             | Command::OrderSwitchover { .. }
             | Command::SetDial { .. }
