@@ -9,6 +9,7 @@ mod init;
 mod operate;
 mod output;
 mod receipt;
+mod recover;
 mod rpo;
 mod status;
 mod switchover;
@@ -76,6 +77,8 @@ enum Verb {
     Operation(operate::OperationArgs),
     /// Show what a former active had that the cluster has not: its loss receipts.
     Receipt(receipt::ReceiptArgs),
+    /// When a majority will not come back: go on with one data node, and bring the others back to it.
+    Recover(recover::RecoverArgs),
     /// WAL for PostgreSQL's own tools.
     Wal(wal::WalArgs),
     /// Watch a lease in place of a daemon that cannot; started by the daemon, not by people.
@@ -139,6 +142,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Resume(args) => client(operate::resume(&context.load()?, &args)),
         Verb::Operation(args) => client(operate::operation(&context.load()?, &args)),
         Verb::Receipt(args) => receipt::run(context, &args),
+        Verb::Recover(args) => client(recover::run(&args)),
         Verb::Wal(args) => Ok(wal::run(&args)),
         Verb::Guard(args) => {
             understudy_node::guard::watch(&understudy_node::guard::WatchOptions {
@@ -200,6 +204,9 @@ mod tests {
             "understudy receipt show epoch-2-1 --node north --output json",
             "understudy receipt transactions epoch-2-1 --data-dir /d",
             "understudy wal get --journal /j 000000010000000000000001 pg_wal/RECOVERYXLOG",
+            "understudy recover --sole-survivor --config n.toml --dry-run",
+            "understudy recover --sole-survivor --config n.toml --cluster-name c --accept-loss none --reason x",
+            "understudy recover --rejoin --config n.toml --cluster-name c --output json",
             "understudy config check n.toml",
             "understudy demo --plain",
             "understudy guard --dir /g --data-directory /d --owner-uid 1 --owner-gid 2",
@@ -232,6 +239,9 @@ mod tests {
             "understudy receipt",
             "understudy receipt show --node north --data-dir /d",
             "understudy wal get --journal /j 000000010000000000000001",
+            "understudy recover --config n.toml",
+            "understudy recover --sole-survivor --rejoin --config n.toml",
+            "understudy recover --sole-survivor --config n.toml --accept-loss most --reason x",
         ] {
             assert!(parse(line).is_err(), "{line} was accepted");
         }

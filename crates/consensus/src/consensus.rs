@@ -20,14 +20,17 @@ use understudy_core::ClusterConfig;
 use understudy_core::state::{ClusterState, Command, Outcome};
 use understudy_proto::v1;
 use understudy_proto::v1::peer_client::PeerClient;
-use understudy_types::{ClusterId, Incarnation, NodeId, NodeName, ProcessStart};
+use understudy_types::{
+    ClusterId, ClusterIncarnation, Incarnation, NodeId, NodeName, ProcessStart,
+};
 
+use crate::admission::Admission;
 use crate::founding::{Founding, FoundingStatus};
 use crate::leadership::{self, Leadership};
 use crate::network::Network;
 use crate::peers::{ChannelTo, FoundingMember, Peers};
 use crate::server::{PeerServer, Write, read_index, write};
-use crate::state_machine::{Applied, StateMachine, StateMachineError};
+use crate::state_machine::{Applied, StateMachine, StateMachineError, snapshot_dir};
 use crate::store::{LogStore, StoreError, StoreOptions, StoredIdentity};
 use crate::{RaftHandle, decode_outcome, encode_command};
 
@@ -41,6 +44,8 @@ pub struct ConsensusOptions {
     pub data_dir: PathBuf,
     /// The cluster's uuid.
     pub cluster: ClusterId,
+    /// Which incarnation of it; the members' numbers are those of this incarnation.
+    pub incarnation: ClusterIncarnation,
     /// This node's number.
     pub node: NodeId,
     /// This node's name, as in its certificate.
@@ -377,6 +382,18 @@ impl Consensus {
         self.0.identity.clone()
     }
 
+    /// Who has a vote, by the newest membership here.
+    pub fn voters(&self) -> Vec<NodeId> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.voter_ids().map(NodeId).collect()
+    }
+
+    /// A vote or a log is stored here, so that this node can take part in an election.
+    pub async fn can_vote(&self) -> bool {
+        self.0.raft.is_initialized().await.unwrap_or(false)
+    }
+
     /// The storage's own identity.
     pub fn incarnation(&self) -> Incarnation {
         self.0.peers.incarnation
@@ -470,19 +487,25 @@ impl Parts {
         handle: Handle,
     ) -> Result<(Parts, mpsc::UnboundedReceiver<Applied>), ConsensusError> {
         let ConsensusOptions { data_dir, cluster, node, name, members, channel, .. } = options;
-        let store_options =
-            StoreOptions { cluster: cluster.0, node_id: node.0, name: name.to_string() };
+        let incarnation = options.incarnation;
+        let store_options = StoreOptions {
+            cluster: cluster.0,
+            node_id: node.0,
+            name: name.to_string(),
+            incarnation,
+        };
         let mut store = LogStore::open(&data_dir, &store_options)?;
-        let (machine, applied) = StateMachine::open(&data_dir)?;
+        let (machine, applied) = StateMachine::open(&snapshot_dir(&data_dir, incarnation))?;
         let log = store.get_log_state().await;
         let log = log.map_err(|error| ConsensusError::Raft(error.to_string()))?;
         machine.check_log(log.last_purged_log_id.as_ref())?;
         let identity = store.identity().clone();
         let state = machine.state();
-        let incarnation = Incarnation(identity.incarnation);
-        let peers =
-            Arc::new(Peers::new((cluster, node, name), incarnation, &members, channel, state));
-        let admitted = Arc::new(AtomicBool::new(!store.was_empty()));
+        let storage = Incarnation(identity.incarnation);
+        let peers = Arc::new(Peers::new((cluster, node, name), storage, &members, channel, state));
+        // The storage of a later incarnation was made on purpose, so no vote of it was ever lost.
+        let admitted = AtomicBool::new(!store.was_empty() || !incarnation.is_founded());
+        let admitted = Arc::new(admitted);
 
         let network = Network { peers: Arc::clone(&peers) };
         let raft = RaftHandle::new(node.0, config, network, store, machine)
@@ -508,10 +531,20 @@ impl Parts {
             leadership: leadership.clone(),
             config: options.config,
             initial_active: options.initial_active,
+            incarnation,
             status,
         };
-        let tasks =
-            vec![handle.spawn(watching).abort_handle(), handle.spawn(work.run()).abort_handle()];
+        let admission = Admission {
+            raft: raft.clone(),
+            peers: Arc::clone(&peers),
+            leadership: leadership.clone(),
+            incarnation,
+        };
+        let tasks = vec![
+            handle.spawn(watching).abort_handle(),
+            handle.spawn(work.run()).abort_handle(),
+            handle.spawn(admission.run()).abort_handle(),
+        ];
         let parts = Parts { raft, peers, identity, admitted, leadership, founding, fatal, tasks };
         Ok((parts, applied))
     }

@@ -20,7 +20,9 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{mpsc, watch};
 use understudy_core::state::{ClusterState, Command, Outcome};
 
-use self::file::{Snapshot, SnapshotFile};
+pub(crate) use self::file::{Snapshot as StoredSnapshot, SnapshotFile, snapshot_dir};
+
+use self::file::Snapshot;
 use crate::codec::{CodecError, decode_command, decode_state, encode_outcome};
 use crate::{LogCommand, LogReply, RaftTypes};
 
@@ -107,6 +109,10 @@ impl StateMachine {
         dir: &Path,
     ) -> Result<(StateMachine, mpsc::UnboundedReceiver<Applied>), StateMachineError> {
         let file = SnapshotFile::in_dir(dir);
+        file.make_dir().map_err(|source| StateMachineError::Read {
+            path: dir.display().to_string(),
+            source,
+        })?;
         let restored = file.read()?;
         let (steps, receiver) = mpsc::unbounded_channel();
         let (snapshot, state) = restored.unzip();

@@ -11,6 +11,7 @@ use openraft::alias::SnapshotMetaOf;
 use prost::Message;
 use understudy_core::ClusterState;
 use understudy_proto::v1;
+use understudy_types::ClusterIncarnation;
 
 use super::StateMachineError;
 use crate::RaftTypes;
@@ -20,32 +21,54 @@ use crate::codec::{decode_state, encode_state};
 /// `SnapshotFile` message.
 const MAGIC: &[u8; 8] = b"USDYSNP1";
 
+/// Where the snapshots of an incarnation are. Each has a place of its own, so that the switch from one
+/// to the next is that of the log alone.
+pub(crate) fn snapshot_dir(dir: &Path, incarnation: ClusterIncarnation) -> PathBuf {
+    if incarnation.is_founded() {
+        return dir.to_owned();
+    }
+    dir.join(format!("incarnation-{incarnation}"))
+}
+
 /// A snapshot as it is stored and sent.
 #[derive(Clone)]
-pub(super) struct Snapshot {
-    pub(super) meta: SnapshotMetaOf<RaftTypes>,
+pub(crate) struct Snapshot {
+    pub(crate) meta: SnapshotMetaOf<RaftTypes>,
     /// An encoded `ClusterState`.
     pub(super) data: Vec<u8>,
 }
 
 impl Snapshot {
-    pub(super) fn of(meta: SnapshotMetaOf<RaftTypes>, state: &ClusterState) -> Snapshot {
+    pub(crate) fn of(meta: SnapshotMetaOf<RaftTypes>, state: &ClusterState) -> Snapshot {
         Snapshot { meta, data: encode_state(state) }
     }
 }
 
 /// Where it is kept.
-pub(super) struct SnapshotFile {
+pub(crate) struct SnapshotFile {
     path: PathBuf,
 }
 
 impl SnapshotFile {
-    pub(super) fn in_dir(dir: &Path) -> SnapshotFile {
+    pub(crate) fn in_dir(dir: &Path) -> SnapshotFile {
         SnapshotFile { path: dir.join("snapshot") }
     }
 
+    /// Makes the directory, so that it survives a crash: a storage of a later incarnation begins without.
+    pub(crate) fn make_dir(&self) -> io::Result<()> {
+        let dir = self.path.parent().expect("made by joining a name to a directory");
+        if dir.is_dir() {
+            return Ok(());
+        }
+        std::fs::create_dir_all(dir)?;
+        match dir.parent() {
+            Some(above) => File::open(above)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
     /// Replaces the file. When this returns, the new one survives a crash.
-    pub(super) fn write(&self, snapshot: &Snapshot) -> io::Result<()> {
+    pub(crate) fn write(&self, snapshot: &Snapshot) -> io::Result<()> {
         let meta = serde_json::to_vec(&snapshot.meta).map_err(io::Error::other)?;
         let body = v1::SnapshotFile { meta, state: snapshot.data.clone() }.encode_to_vec();
         let fresh = self.path.with_extension("new");
@@ -60,7 +83,7 @@ impl SnapshotFile {
     }
 
     /// Reads it with the state that it holds; `None` when there is none.
-    pub(super) fn read(&self) -> Result<Option<(Snapshot, ClusterState)>, StateMachineError> {
+    pub(crate) fn read(&self) -> Result<Option<(Snapshot, ClusterState)>, StateMachineError> {
         let path = || self.path.display().to_string();
         let bytes = match std::fs::read(&self.path) {
             Ok(bytes) => bytes,
