@@ -9,6 +9,7 @@ mod init;
 mod operate;
 mod output;
 mod receipt;
+mod recover;
 mod replay;
 mod rpo;
 mod status;
@@ -79,6 +80,8 @@ enum Verb {
     Receipt(receipt::ReceiptArgs),
     /// Explain what a node decided and why, from its decision recorder's files.
     Replay(replay::ReplayArgs),
+    /// When a majority will not come back: go on with one data node, and bring the others back to it.
+    Recover(recover::RecoverArgs),
     /// WAL for PostgreSQL's own tools.
     Wal(wal::WalArgs),
     /// Watch a lease in place of a daemon that cannot; started by the daemon, not by people.
@@ -143,6 +146,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Operation(args) => client(operate::operation(&context.load()?, &args)),
         Verb::Receipt(args) => receipt::run(context, &args),
         Verb::Replay(args) => replay::run(&args),
+        Verb::Recover(args) => client(recover::run(&args)),
         Verb::Wal(args) => Ok(wal::run(&args)),
         Verb::Guard(args) => {
             understudy_node::guard::watch(&understudy_node::guard::WatchOptions {
@@ -207,6 +211,9 @@ mod tests {
             "understudy replay /d/trace",
             "understudy replay t.trace --from 2026-01-31T12:00:00Z --until 99 --only changes",
             "understudy replay t.trace --only decisions --output json",
+            "understudy recover --sole-survivor --config n.toml --dry-run",
+            "understudy recover --sole-survivor --config n.toml --cluster-name c --accept-loss none --reason x",
+            "understudy recover --rejoin --config n.toml --cluster-name c --output json",
             "understudy config check n.toml",
             "understudy demo --plain",
             "understudy guard --dir /g --data-directory /d --owner-uid 1 --owner-gid 2",
@@ -241,6 +248,9 @@ mod tests {
             "understudy receipt",
             "understudy receipt show --node north --data-dir /d",
             "understudy wal get --journal /j 000000010000000000000001",
+            "understudy recover --config n.toml",
+            "understudy recover --sole-survivor --rejoin --config n.toml",
+            "understudy recover --sole-survivor --config n.toml --accept-loss most --reason x",
         ] {
             assert!(parse(line).is_err(), "{line} was accepted");
         }

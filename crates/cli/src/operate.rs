@@ -349,7 +349,7 @@ fn render(operation: &OperationView) -> String {
     format!("operation {id} {kind}{what} {outcome}{detail}{by}\n")
 }
 
-fn parse_loss(text: &str) -> Result<AcceptedSpan, String> {
+pub(crate) fn parse_loss(text: &str) -> Result<AcceptedSpan, String> {
     if text == "any" {
         return Ok(AcceptedSpan::Any);
     }

@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
+use understudy_node::recovery::RecoverError;
+
 use crate::operate::CallError;
 
 /// The operation failed.
@@ -37,6 +39,9 @@ pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
+    if let Some(RecoverError::Refused(_)) = error.downcast_ref::<RecoverError>() {
+        return REFUSED;
+    }
     match error.downcast_ref::<CallError>() {
         Some(CallError::Unreachable { .. }) => UNREACHABLE,
         Some(CallError::Refused { .. }) => REFUSED,

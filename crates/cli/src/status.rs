@@ -159,7 +159,15 @@ fn write_verdict(text: &mut String, status: &ClusterStatus, colours: bool) -> st
     let heard = if status.majority { "hears a majority" } else { "HEARS NO MAJORITY" };
     let leader = status.leader.as_deref().unwrap_or("unknown");
     let at = moment(status.at_unix_us);
-    writeln!(text, "answered by {} at {at}, which {heard}; leader: {leader}", status.answered_by)
+    writeln!(text, "answered by {} at {at}, which {heard}; leader: {leader}", status.answered_by)?;
+    if !status.majority {
+        writeln!(
+            text,
+            "if the others will not come back: on the data node that survived, with its daemon stopped, \
+             `understudy recover --sole-survivor --dry-run --config FILE` says what it would cost"
+        )?;
+    }
+    Ok(())
 }
 
 /// What the last promotion may have lost; nothing is not worth a line.

@@ -20,15 +20,18 @@ use understudy_core::ClusterConfig;
 use understudy_core::state::{ClusterState, Command, Outcome};
 use understudy_proto::v1;
 use understudy_proto::v1::peer_client::PeerClient;
-use understudy_types::{ClusterId, Incarnation, NodeId, NodeName, ProcessStart};
+use understudy_types::{
+    ClusterId, ClusterIncarnation, Incarnation, NodeId, NodeName, ProcessStart,
+};
 
+use crate::admission::Admission;
 use crate::device::{Device, Directory};
 use crate::founding::{Founding, FoundingStatus};
 use crate::leadership::{self, Leadership};
 use crate::network::Network;
 use crate::peers::{ChannelTo, FoundingMember, Peers};
 use crate::server::{PeerServer, Write, read_index, write};
-use crate::state_machine::{Applied, StateMachine, StateMachineError};
+use crate::state_machine::{Applied, StateMachine, StateMachineError, snapshot_dir};
 use crate::steering::{self, Pace, Steering};
 use crate::store::{LogStore, StoreError, StoreOptions, StoredIdentity};
 use crate::{RaftHandle, decode_outcome, encode_command};
@@ -43,6 +46,8 @@ pub struct ConsensusOptions {
     pub data_dir: PathBuf,
     /// The cluster's uuid.
     pub cluster: ClusterId,
+    /// Which incarnation of it; the members' numbers are those of this incarnation.
+    pub incarnation: ClusterIncarnation,
     /// This node's number.
     pub node: NodeId,
     /// This node's name, as in its certificate.
@@ -216,7 +221,10 @@ impl Consensus {
             .build()
             .map_err(ConsensusError::Runtime)?;
         let surroundings = Surroundings {
-            device: Arc::new(Directory::new(&options.data_dir)),
+            device: Arc::new(Directory::with_snapshots(
+                &options.data_dir,
+                &snapshot_dir(&options.data_dir, options.incarnation),
+            )),
             runtime: runtime.handle().clone(),
             snapshot_every: SNAPSHOT_EVERY,
         };
@@ -462,6 +470,18 @@ impl Consensus {
         self.0.identity.clone()
     }
 
+    /// Who has a vote, by the newest membership here.
+    pub fn voters(&self) -> Vec<NodeId> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.voter_ids().map(NodeId).collect()
+    }
+
+    /// A vote or a log is stored here, so that this node can take part in an election.
+    pub async fn can_vote(&self) -> bool {
+        self.0.raft.is_initialized().await.unwrap_or(false)
+    }
+
     /// The storage's own identity.
     pub fn incarnation(&self) -> Incarnation {
         self.0.peers.incarnation
@@ -567,8 +587,13 @@ impl Parts {
         let config = Arc::new(raft_config(&options, snapshot_every)?);
         let pace = options.pace();
         let ConsensusOptions { cluster, node, name, members, channel, .. } = options;
-        let store_options =
-            StoreOptions { cluster: cluster.0, node_id: node.0, name: name.to_string() };
+        let incarnation = options.incarnation;
+        let store_options = StoreOptions {
+            cluster: cluster.0,
+            node_id: node.0,
+            name: name.to_string(),
+            incarnation,
+        };
         let mut store = LogStore::open_on(Arc::clone(&device), &store_options)?;
         let (machine, applied) = StateMachine::open_on(device)?;
         let log = store.get_log_state().await;
@@ -576,10 +601,11 @@ impl Parts {
         machine.check_log(log.last_purged_log_id.as_ref())?;
         let identity = store.identity().clone();
         let state = machine.state();
-        let incarnation = Incarnation(identity.incarnation);
-        let peers =
-            Arc::new(Peers::new((cluster, node, name), incarnation, &members, channel, state));
-        let admitted = Arc::new(AtomicBool::new(!store.was_empty()));
+        let storage = Incarnation(identity.incarnation);
+        let peers = Arc::new(Peers::new((cluster, node, name), storage, &members, channel, state));
+        // The storage of a later incarnation was made on purpose, so no vote of it was ever lost.
+        let admitted = AtomicBool::new(!store.was_empty() || !incarnation.is_founded());
+        let admitted = Arc::new(admitted);
 
         let network = Network { peers: Arc::clone(&peers) };
         let raft = RaftHandle::new(node.0, config, network, store, machine)
@@ -605,13 +631,21 @@ impl Parts {
             leadership: leadership.clone(),
             config: options.config,
             initial_active: options.initial_active,
+            incarnation,
             status,
         };
         let steering = Steering { raft: raft.clone(), peers: Arc::clone(&peers), pace };
+        let admission = Admission {
+            raft: raft.clone(),
+            peers: Arc::clone(&peers),
+            leadership: leadership.clone(),
+            incarnation,
+        };
         let tasks = vec![
             handle.spawn(watching).abort_handle(),
             handle.spawn(work.run()).abort_handle(),
             handle.spawn(steering.run()).abort_handle(),
+            handle.spawn(admission.run()).abort_handle(),
         ];
         let parts = Parts { raft, peers, identity, admitted, leadership, founding, fatal, tasks };
         Ok((parts, applied))

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use redb::Database;
 
+use crate::store::FILE;
+
 /// A place that survives the process.
 pub trait Device: std::fmt::Debug + Send + Sync + 'static {
     /// Names it in errors.
@@ -46,40 +48,58 @@ pub trait Device: std::fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// A directory of this machine.
+/// A directory of this machine, or two.
 #[derive(Debug)]
-pub(crate) struct Directory(PathBuf);
+pub(crate) struct Directory {
+    log: PathBuf,
+    snapshots: PathBuf,
+}
 
 impl Directory {
-    pub(crate) fn new(path: &Path) -> Directory {
-        Directory(path.to_owned())
+    pub(crate) fn new(dir: &Path) -> Directory {
+        Directory::with_snapshots(dir, dir)
     }
 
-    fn log_file(&self) -> PathBuf {
-        self.0.join("raft.redb")
+    /// Log and snapshots apart, so that the switch from one incarnation to the next is that of the log
+    /// alone.
+    pub(crate) fn with_snapshots(log: &Path, snapshots: &Path) -> Directory {
+        Directory { log: log.to_owned(), snapshots: snapshots.to_owned() }
     }
+}
 
-    fn snapshot_file(&self) -> PathBuf {
-        self.0.join("snapshot")
+/// Makes the directory, so that it survives a crash.
+fn make_dir(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
     }
+    std::fs::create_dir_all(dir)?;
+    match dir.parent() {
+        Some(above) if !above.as_os_str().is_empty() => sync_dir(above),
+        Some(_) => sync_dir(Path::new(".")),
+        None => Ok(()),
+    }
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }
 
 impl Device for Directory {
     fn name(&self) -> String {
-        self.0.display().to_string()
+        self.log.display().to_string()
     }
 
     fn log(&self) -> io::Result<Database> {
-        std::fs::create_dir_all(&self.0)?;
-        Database::create(self.log_file()).map_err(io::Error::other)
+        make_dir(&self.log)?;
+        Database::create(self.log.join(FILE)).map_err(io::Error::other)
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        File::open(&self.0)?.sync_all()
+        sync_dir(&self.log)
     }
 
     fn read_snapshot(&self) -> io::Result<Option<Vec<u8>>> {
-        match std::fs::read(self.snapshot_file()) {
+        match std::fs::read(self.snapshots.join("snapshot")) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -87,11 +107,12 @@ impl Device for Directory {
     }
 
     fn replace_snapshot(&self, bytes: &[u8]) -> io::Result<()> {
-        let (path, fresh) = (self.snapshot_file(), self.0.join("snapshot.new"));
+        make_dir(&self.snapshots)?;
+        let fresh = self.snapshots.join("snapshot.new");
         let mut file = File::create(&fresh)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&fresh, &path)?;
-        self.sync_names()
+        std::fs::rename(&fresh, self.snapshots.join("snapshot"))?;
+        sync_dir(&self.snapshots)
     }
 }

@@ -18,7 +18,7 @@ use understudy_core::ClusterConfig;
 use understudy_core::state::{Command, Member};
 use understudy_proto::v1;
 use understudy_proto::v1::peer_client::PeerClient;
-use understudy_types::{Incarnation, NodeId, NodeName};
+use understudy_types::{ClusterIncarnation, Incarnation, NodeId, NodeName};
 
 use crate::leadership::Leadership;
 use crate::peers::Peers;
@@ -56,6 +56,7 @@ pub(crate) struct Founding {
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) config: ClusterConfig,
     pub(crate) initial_active: NodeId,
+    pub(crate) incarnation: ClusterIncarnation,
     pub(crate) status: watch::Sender<FoundingStatus>,
 }
 
@@ -81,6 +82,8 @@ impl Founding {
             }
             let status = match self.raft.is_initialized().await {
                 Err(_) => return,
+                // A later incarnation is never founded: its leader lets this node in.
+                Ok(false) if !self.incarnation.is_founded() => self.wait_for_admission(),
                 Ok(false) => self.begin().await,
                 Ok(true) => self.found().await,
             };
@@ -113,6 +116,11 @@ impl Founding {
 
     fn name(&self, node: NodeId) -> NodeName {
         self.peers.members[&node].name.clone()
+    }
+
+    fn wait_for_admission(&self) -> FoundingStatus {
+        let why = format!("the leader of incarnation {} is to admit this node", self.incarnation);
+        FoundingStatus::Waiting { r#for: vec![(self.peers.name.clone(), why)] }
     }
 
     /// One round while this node's storage is empty.

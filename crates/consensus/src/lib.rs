@@ -6,12 +6,14 @@
 //! sees [`Consensus`]. This crate must not decide about the cluster: who may be active is
 //! `understudy_core`'s, and nothing here is a lease.
 
+mod admission;
 mod codec;
 mod consensus;
 mod device;
 mod founding;
 mod leadership;
 mod network;
+pub mod offline;
 mod peers;
 mod raft_types;
 mod server;

@@ -18,21 +18,24 @@ use redb::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::{Mutex, mpsc, oneshot};
+use understudy_types::ClusterIncarnation;
 use uuid::Uuid;
 
 use crate::RaftTypes;
 use crate::device::{Device, Directory};
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+pub(crate) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 
 const IDENTITY: &str = "identity";
-const VOTE: &str = "vote";
+pub(crate) const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
 
+/// The file's name in its directory.
+pub(crate) const FILE: &str = "raft.redb";
 /// Grows when an older program would misread the file.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 /// Changes that may wait for the writer; openraft awaits nearly all of them, so few ever do.
 const QUEUE: usize = 256;
 
@@ -45,6 +48,8 @@ pub struct StoreOptions {
     pub node_id: u64,
     /// This node's name.
     pub name: String,
+    /// Which incarnation of the cluster.
+    pub incarnation: ClusterIncarnation,
 }
 
 /// Whose store it is, as recorded in it.
@@ -62,6 +67,9 @@ pub struct StoredIdentity {
     pub incarnation: Uuid,
     /// How often the store has been opened, this time included.
     pub process_start: u64,
+    /// Which incarnation of the cluster it is of; absent in what was written before there were others.
+    #[serde(default)]
+    pub cluster_incarnation: ClusterIncarnation,
 }
 
 /// Why a store cannot be opened.
@@ -84,8 +92,8 @@ pub enum StoreError {
     },
     /// The store is another node's or another cluster's.
     #[error(
-        "open raft store: it belongs to node {} ({}) of cluster {}",
-        found.node_id, found.name, found.cluster
+        "open raft store: it belongs to node {} ({}) of cluster {}, incarnation {}",
+        found.node_id, found.name, found.cluster, found.cluster_incarnation
     )]
     Identity {
         /// What the file says.
@@ -201,7 +209,7 @@ fn stopped() -> io::Error {
     io::Error::other("the raft store's writer has stopped after a failure")
 }
 
-fn other(error: impl Into<redb::Error>) -> io::Error {
+pub(crate) fn other(error: impl Into<redb::Error>) -> io::Error {
     io::Error::other(error.into())
 }
 
@@ -209,14 +217,41 @@ fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(io::Error::other)
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
     serde_json::from_slice(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
-fn read_meta<T: DeserializeOwned>(db: &Database, key: &str) -> io::Result<Option<T>> {
+pub(crate) fn read_meta<T: DeserializeOwned>(db: &Database, key: &str) -> io::Result<Option<T>> {
     let tx = db.begin_read().map_err(other)?;
     let table = tx.open_table(META).map_err(other)?;
     table.get(key).map_err(other)?.map(|value| decode(value.value())).transpose()
+}
+
+/// Whose store an open file is.
+pub(crate) fn read_identity(db: &Database) -> io::Result<Option<StoredIdentity>> {
+    read_meta(db, IDENTITY)
+}
+
+/// Writes a whole store into a file that is not there yet: empty, or one whose log begins after `at`
+/// with a vote for the node itself. When it returns, the file is whole and durable; its name is not.
+pub(crate) fn create(
+    path: &Path,
+    identity: &StoredIdentity,
+    begin: Option<(VoteOf<RaftTypes>, LogIdOf<RaftTypes>)>,
+) -> io::Result<()> {
+    let db = Database::create(path).map_err(other)?;
+    let tx = db.begin_write().map_err(other)?;
+    {
+        let mut meta = tx.open_table(META).map_err(other)?;
+        tx.open_table(LOG).map_err(other)?;
+        meta.insert(IDENTITY, encode(identity)?.as_slice()).map_err(other)?;
+        if let Some((vote, at)) = begin {
+            meta.insert(VOTE, encode(&vote)?.as_slice()).map_err(other)?;
+            meta.insert(PURGED, encode(&at)?.as_slice()).map_err(other)?;
+            meta.insert(COMMITTED, encode(&Some(at))?.as_slice()).map_err(other)?;
+        }
+    }
+    tx.commit().map_err(other)
 }
 
 fn create_tables(db: &Database) -> io::Result<Option<StoredIdentity>> {
@@ -228,7 +263,10 @@ fn create_tables(db: &Database) -> io::Result<Option<StoredIdentity>> {
 }
 
 /// Says whether neither vote nor log is there, or what contradicts itself.
-fn check_contents(db: &Database, has_identity: bool) -> io::Result<Result<bool, &'static str>> {
+pub(crate) fn check_contents(
+    db: &Database,
+    has_identity: bool,
+) -> io::Result<Result<bool, &'static str>> {
     let vote: Option<VoteOf<RaftTypes>> = read_meta(db, VOTE)?;
     let purged: Option<LogIdOf<RaftTypes>> = read_meta(db, PURGED)?;
     let tx = db.begin_read().map_err(other)?;
@@ -265,13 +303,14 @@ fn next_identity(
             name: options.name.clone(),
             incarnation: Uuid::new_v4(),
             process_start: 1,
+            cluster_incarnation: options.incarnation,
         });
     };
     if found.format != FORMAT {
         return Err(StoreError::Format { found: found.format });
     }
-    if (found.cluster, found.node_id, &found.name)
-        != (options.cluster, options.node_id, &options.name)
+    if (found.cluster, found.node_id, &found.name, found.cluster_incarnation)
+        != (options.cluster, options.node_id, &options.name, options.incarnation)
     {
         return Err(StoreError::Identity { found: Box::new(found) });
     }

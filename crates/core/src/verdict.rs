@@ -83,6 +83,10 @@ pub enum Reason {
     Paused,
     /// There is no other data node.
     NoPassive,
+    /// A sole survivor was made a new incarnation, and no other data node is back yet.
+    SoleSurvivor,
+    /// After a recovery: without the active, nobody could be elected.
+    NoVotes,
     /// The candidate is not heard.
     CandidateSilent {
         /// Who.
@@ -121,6 +125,8 @@ impl Reason {
             Reason::NoMajority => "no-majority",
             Reason::Paused => "paused",
             Reason::NoPassive => "no-passive",
+            Reason::SoleSurvivor => "sole-survivor",
+            Reason::NoVotes => "no-votes",
             Reason::CandidateSilent { .. } => "candidate-silent",
             Reason::CandidateNotReady { .. } => "candidate-not-ready",
             Reason::CandidateElsewhere { .. } => "candidate-elsewhere",
@@ -173,6 +179,14 @@ impl fmt::Display for Reason {
             ),
             Reason::Paused => f.write_str("automatic failover is paused by an operator"),
             Reason::NoPassive => f.write_str("there is no other data node to take over"),
+            Reason::SoleSurvivor => f.write_str(
+                "the active is the sole survivor and unprotected: bring the other nodes back with \
+                 `understudy recover --rejoin` on each of them",
+            ),
+            Reason::NoVotes => f.write_str(
+                "the active has the only vote, until enough other nodes are back that they are a \
+                 majority without it: `understudy recover --rejoin` on each of them",
+            ),
             Reason::CandidateSilent { candidate } => write!(f, "{candidate} is not heard"),
             Reason::CandidateNotReady { candidate } => {
                 write!(f, "{candidate} is heard, but no complete standby runs there yet")
@@ -219,6 +233,12 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
                 || state.holder.as_ref().is_some_and(|holder| holder.released.is_some());
             match choice {
                 _ if state.pause.is_some() && !state.is_ordered() => no(Reason::Paused),
+                Err(Reason::NoPassive) if state.recovery.is_some() => no(Reason::SoleSurvivor),
+                Ok(_)
+                    if !lost && state.handover().is_none() && !state.can_elect_without_holder() =>
+                {
+                    no(Reason::NoVotes)
+                }
                 Err(reason) => no(reason),
                 Ok(found) => {
                     let candidate = state.name_of(found.node);

@@ -37,6 +37,7 @@ use crate::limits;
 use crate::observer::{LocalSeen, observe};
 use crate::receipts::Promised;
 use crate::recorder::{LastWordsCell, Recorder, RecorderOptions};
+use crate::recovery::{self, Superseded};
 use crate::reports::{self, Board};
 
 /// The node cannot run.
@@ -126,7 +127,7 @@ fn stop_at_broken_invariants(last_words: LastWordsCell) {
     }));
 }
 
-async fn run_node(config: NodeConfig, last_words: &LastWordsCell) -> Result<(), RunError> {
+async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<(), RunError> {
     let identity = load_identity(&config)?;
     prepare_directories(&config)?;
     let clock: Arc<dyn Clock> = Arc::new(BootClock);
@@ -134,6 +135,8 @@ async fn run_node(config: NodeConfig, last_words: &LastWordsCell) -> Result<(), 
         .await
         .map_err(part("open the gRPC door"))?;
     let http = HttpDoor::bind(config.listen_http).await.map_err(part("open the HTTP door"))?;
+    // Before anything of the node begins: which incarnation it is of, and whether that is over.
+    let identity = recovery::at_start(&mut config, &identity).await?;
     let metrics = crate::metrics::install().map_err(part("prepare the metrics"))?;
     let postgres = match &config.postgres {
         Some(postgres) => Some(prepare_postgres(&config, postgres).await?),
@@ -145,15 +148,15 @@ async fn run_node(config: NodeConfig, last_words: &LastWordsCell) -> Result<(), 
         Arc::new(move |node: NodeId| channels.get(&node).cloned())
             as Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync>
     };
-    let (consensus, applied) =
-        Consensus::start(consensus_options(&config, consensus_finder(&config, &identity)))
-            .await
-            .map_err(part("start the consensus"))?;
+    let (consensus, applied) = Consensus::start(consensus_options(&config, &identity))
+        .await
+        .map_err(part("start the consensus"))?;
     let (sender, events) = mpsc::unbounded_channel();
     let board = Arc::new(Board::new(clock.clone(), sender.clone()));
     let cell = Arc::new(PermitCell::new(Epoch::NONE));
     let shutdown = CancellationToken::new();
     let fatal = watch::Sender::new(None);
+    let superseded = Superseded::new(&config, identity.incarnation(), fatal.clone());
     let guard = start_guard(&config, postgres.as_ref().map(|(server, _)| server), &consensus)?;
     let hands = match postgres {
         Some((server, journal)) => {
@@ -224,7 +227,8 @@ async fn run_node(config: NodeConfig, last_words: &LastWordsCell) -> Result<(), 
         tokio::spawn(forward_source(hands, cell.clone(), sender.clone()));
     }
     for (peer, channel) in report_channels {
-        tokio::spawn(reports::exchange(board.clone(), config.id, peer, channel));
+        let (board, superseded) = (board.clone(), superseded.clone());
+        tokio::spawn(reports::exchange(board, config.id, peer, channel, superseded));
     }
     spawn_driver(driver)?;
     let warnings = watch::Sender::new(Vec::new());
@@ -243,6 +247,7 @@ async fn run_node(config: NodeConfig, last_words: &LastWordsCell) -> Result<(), 
         seen: seen_by_doors,
         warnings: warnings_seen,
         hands,
+        superseded,
     };
     let served = doors::serve(doors, grpc, http, metrics, shutdown.clone());
     let outcome = wait_for_end(&consensus, served, fatal.subscribe(), &shutdown).await;
@@ -356,7 +361,7 @@ async fn wait_for_end(
     outcome
 }
 
-fn load_identity(config: &NodeConfig) -> Result<TlsIdentity, RunError> {
+pub(crate) fn load_identity(config: &NodeConfig) -> Result<TlsIdentity, RunError> {
     let tls = &config.tls;
     let identity = TlsIdentity::load(&tls.ca, &tls.certificate, &tls.key)
         .map_err(part("load the node's certificate"))?;
@@ -404,7 +409,7 @@ fn prepare_directories(config: &NodeConfig) -> Result<(), RunError> {
     Ok(())
 }
 
-async fn prepare_postgres(
+pub(crate) async fn prepare_postgres(
     config: &NodeConfig,
     postgres: &PostgresConfig,
 ) -> Result<(Server, Journal), RunError> {
@@ -506,10 +511,7 @@ fn consensus_finder(
     })
 }
 
-fn consensus_options(
-    config: &NodeConfig,
-    channel: Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync>,
-) -> ConsensusOptions {
+fn consensus_options(config: &NodeConfig, identity: &TlsIdentity) -> ConsensusOptions {
     let founding = |member: &crate::config::Member| understudy_consensus::FoundingMember {
         id: member.id,
         name: member.name.clone(),
@@ -521,6 +523,7 @@ fn consensus_options(
     ConsensusOptions {
         data_dir: config.data_dir.join("raft"),
         cluster: config.cluster,
+        incarnation: identity.incarnation(),
         node: config.id,
         name: config.name.clone(),
         members: config.members.iter().map(founding).collect(),
@@ -529,7 +532,7 @@ fn consensus_options(
         heartbeat: config.timing.heartbeat,
         election_min: config.timing.election_min,
         election_max: config.timing.election_max,
-        channel,
+        channel: consensus_finder(config, identity),
     }
 }
 

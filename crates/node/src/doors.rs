@@ -14,10 +14,11 @@ use understudy_consensus::{Consensus, ProposeError};
 use understudy_core::{Command, Outcome};
 use understudy_proto::v1::peer_server::PeerServer;
 use understudy_proto::v1::receipts_server::ReceiptsServer;
+use understudy_proto::v1::recovery_server::RecoveryServer;
 use understudy_proto::v1::wal_server::WalServer;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::tunnel::TunnelTarget;
-use understudy_transport::Listener;
+use understudy_transport::{IncarnationDoor, Listener};
 use understudy_types::{Clock, NodeId, NodeName};
 
 use crate::admin::{
@@ -34,6 +35,7 @@ use crate::observer::LocalSeen;
 use crate::own_report;
 use crate::peer_service::PeerService;
 use crate::receipts::{ReceiptsService, divergent_dir};
+use crate::recovery::{OPEN_PATHS, RecoveryService, Superseded};
 use crate::reports::Board;
 use crate::status::{ClusterStatus, StatusBuilder, StatusInputs, Writability, WritabilityFn};
 use crate::wal_service::WalService;
@@ -57,6 +59,8 @@ pub(crate) struct Doors {
     /// Known limits of the gate at this node's server.
     pub(crate) warnings: watch::Receiver<Vec<String>>,
     pub(crate) hands: Option<Hands>,
+    /// Hears of a newer incarnation of the cluster.
+    pub(crate) superseded: Arc<Superseded>,
 }
 
 /// Opens the doors and keeps them open until `shutdown`.
@@ -82,6 +86,7 @@ pub(crate) async fn serve(
         metrics,
     };
     tokio::spawn(http.serve(state, shutdown.clone()));
+    let status_of_this = status.clone();
     let members: BTreeMap<NodeName, NodeId> =
         doors.config.members.iter().map(|m| (m.name.clone(), m.id)).collect();
     let peer = PeerService {
@@ -104,6 +109,13 @@ pub(crate) async fn serve(
     let routes = routes.add_service(PeerServer::new(peer));
     let receipts = ReceiptsService::new(divergent_dir(&doors.config.data_dir));
     let routes = routes.add_service(ReceiptsServer::new(receipts));
+    let describing = RecoveryService {
+        config: doors.config.clone(),
+        incarnation: doors.superseded.own,
+        consensus: doors.consensus.clone(),
+        status: status_of_this,
+    };
+    let routes = routes.add_service(RecoveryServer::new(describing));
     let routes = match &doors.hands {
         Some(hands) => routes.add_service(WalServer::new(WalService {
             members,
@@ -118,7 +130,12 @@ pub(crate) async fn serve(
         None => routes,
     };
     tracing::info!(grpc = %grpc.local_addr(), http = %doors.config.listen_http, "doors open");
+    let superseded = doors.superseded.clone();
+    let door = IncarnationDoor::new(superseded.own, OPEN_PATHS, move |from, newer| {
+        superseded.heard(from.as_str(), newer);
+    });
     understudy_transport::server()
+        .layer(door)
         .add_routes(routes)
         .serve_with_incoming_shutdown(grpc.incoming(), shutdown.cancelled_owned())
         .await

@@ -7,6 +7,7 @@ pub mod guard;
 pub mod http;
 pub mod metrics;
 pub mod receipts;
+pub mod recovery;
 pub mod status;
 pub mod wal_get;
 

@@ -54,6 +54,7 @@ impl StatusMetrics {
         counter!("understudy_gate_late_releases_total").absolute(local.late_releases_count);
         let late_at = local.last_late_release_at.map(|at| at.0 as f64 / 1e9);
         gauge!("understudy_gate_last_late_release_seconds").set(or_nan(late_at));
+        gauge!("understudy_cluster_incarnation").set(f64::from(status.epoch.incarnation));
         gauge!("understudy_cluster_epoch").set(status.epoch.number as f64);
         gauge!("understudy_cluster_members_count").set(status.nodes.len() as f64);
         gauge!("understudy_cluster_has_active").set(flag(status.active.is_some()));
@@ -165,6 +166,11 @@ const GAUGES: &[(&str, Option<Unit>, &str)] = &[
     ("understudy_node_uptime_seconds", SECONDS, "Time since this daemon started."),
     ("understudy_node_role", None, "1 for the role that this node has now, 0 for the others."),
     ("understudy_node_writable", None, "1 while clients can write here, judged at this moment."),
+    (
+        "understudy_cluster_incarnation",
+        None,
+        "Recoveries of a sole survivor in the life of the cluster.",
+    ),
     ("understudy_cluster_epoch", None, "Number of the newest epoch."),
     ("understudy_cluster_members_count", None, "Members of the cluster."),
     ("understudy_cluster_has_active", None, "1 while some node holds the lease."),

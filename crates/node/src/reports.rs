@@ -9,7 +9,10 @@ use tonic::transport::Channel;
 use understudy_core::node::{Event, PeerReport};
 use understudy_proto::v1::peer_client::PeerClient;
 use understudy_proto::{parse_promotion, v1};
+use understudy_transport::refused_by_newer;
 use understudy_types::{BootInstant, Clock, Lsn, NodeId, ProcessStart, SystemId, Timeline};
+
+use crate::recovery::Superseded;
 
 /// The reports that were heard, the own one included, with the moment they came in.
 pub(crate) type Reports = BTreeMap<NodeId, (BootInstant, v1::NodeReport)>;
@@ -75,7 +78,13 @@ impl Board {
 }
 
 /// Exchanges reports with one peer for as long as the daemon runs.
-pub(crate) async fn exchange(board: Arc<Board>, me: NodeId, peer: NodeId, channel: Channel) {
+pub(crate) async fn exchange(
+    board: Arc<Board>,
+    me: NodeId,
+    peer: NodeId,
+    channel: Channel,
+    superseded: Arc<Superseded>,
+) {
     let mut client = PeerClient::new(channel);
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -89,7 +98,12 @@ pub(crate) async fn exchange(board: Arc<Board>, me: NodeId, peer: NodeId, channe
                     board.take(peer, report);
                 }
             }
-            Ok(Err(status)) => tracing::debug!(%peer, %status, "report not exchanged"),
+            Ok(Err(status)) => {
+                tracing::debug!(%peer, %status, "report not exchanged");
+                if let Some(newer) = refused_by_newer(&status, superseded.own) {
+                    superseded.heard(&format!("node {peer}"), newer);
+                }
+            }
             Err(_) => tracing::debug!(%peer, "report not answered in time"),
         }
     }

@@ -224,6 +224,13 @@ fn command_words(core: &Core, command: &Command) -> String {
             format!("resume, ordered by {caller}: {reason}")
         }
         Command::Resume { caller: None, reason, .. } => format!("resume: {reason}"),
+        Command::AdmitMember { node, member } => {
+            format!("admit {} as node {node}, without a vote yet", member.name)
+        }
+        Command::SetVoters { voters } => {
+            let names: Vec<_> = voters.iter().map(name).collect();
+            format!("votes: {}", names.join(", "))
+        }
     }
 }
 

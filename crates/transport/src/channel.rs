@@ -145,9 +145,12 @@ fn prepare(
         connect_timeout: options.connect_timeout,
         tcp_user_timeout: options.tcp_user_timeout,
     };
-    // The URI only fills the :authority header. Its scheme says http because tonic must not add TLS
+    // The URI only fills the :authority header: which node, of which incarnation of the cluster. Its scheme says http because tonic must not add TLS
     // of its own: the connector's stream is encrypted already.
-    let uri: Uri = format!("http://{expect}").parse().expect("a node's name is a DNS label");
+    let authority = crate::door::authority(expect, identity.incarnation());
+    let uri: Uri = format!("http://{authority}")
+        .parse()
+        .expect("a node's name is a DNS label, and so is the rest");
     let endpoint = Endpoint::from(uri)
         .http2_keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout)

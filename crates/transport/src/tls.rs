@@ -22,7 +22,7 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError,
     RootCertStore, ServerConfig, SignatureScheme,
 };
-use understudy_types::{ClusterId, NodeName};
+use understudy_types::{ClusterId, ClusterIncarnation, NodeName};
 
 use crate::files::{FileError, read_file, read_private_file};
 use crate::identity::{Identity, IdentityError, PeerCertificate};
@@ -92,7 +92,7 @@ pub struct Peer {
 
 /// A certificate with its key, and the authority that peers are checked against. Cheap to clone.
 #[derive(Clone)]
-pub struct TlsIdentity(Arc<Inner>);
+pub struct TlsIdentity(Arc<Inner>, ClusterIncarnation);
 
 struct Inner {
     own: PeerCertificate,
@@ -142,7 +142,8 @@ impl TlsIdentity {
                 other => TlsError::Configure(other),
             })?;
         let roots = Arc::new(roots);
-        let identity = TlsIdentity(Arc::new(Inner { own, roots, key: Arc::new(pair), provider }));
+        let inner = Inner { own, roots, key: Arc::new(pair), provider };
+        let identity = TlsIdentity(Arc::new(inner), ClusterIncarnation::FOUNDED);
         // The client's side of the check: persons' certificates are good for that side only.
         identity.client_verifier()?.verify_client_cert(&leaf, &[], UnixTime::now()).map_err(
             |source| TlsError::NotTrusted {
@@ -162,6 +163,17 @@ impl TlsIdentity {
     /// Who we are.
     pub fn identity(&self) -> &Identity {
         &self.0.own.identity
+    }
+
+    /// The same, speaking for an incarnation of the cluster; until then it is the founded one.
+    #[must_use]
+    pub fn of_incarnation(&self, incarnation: ClusterIncarnation) -> TlsIdentity {
+        TlsIdentity(self.0.clone(), incarnation)
+    }
+
+    /// Which incarnation of the cluster its calls are for.
+    pub fn incarnation(&self) -> ClusterIncarnation {
+        self.1
     }
 
     /// When our own certificate expires.

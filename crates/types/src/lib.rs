@@ -10,6 +10,7 @@ mod clock;
 mod epoch;
 mod exposure;
 mod identity;
+mod incarnation;
 mod lsn;
 mod permit;
 mod seeded;
@@ -23,6 +24,7 @@ pub use identity::{
     ClusterId, Incarnation, NodeId, NodeKind, NodeName, ParseNameError, PromotionId, Region,
     SiteName, SystemId,
 };
+pub use incarnation::{ClusterIncarnation, ParseIncarnationError};
 pub use lsn::{Lsn, ParseLsnError};
 pub use permit::{Admission, Permit, PermitSerial, ReceiverPosition, SealedEnd, SourcePositions};
 pub use seeded::SeededBug;

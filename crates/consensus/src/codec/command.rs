@@ -15,7 +15,7 @@ use super::parts::{
     read_release, write_config, write_mark, write_member, write_mode, write_promote_cause,
     write_proof, write_published, write_release,
 };
-use super::{epoch, nanos, required, unspecified, uuid, word};
+use super::{epoch, nanos, recovery, required, unspecified, uuid, word};
 
 pub(super) fn write(command: &Command) -> v1::Command {
     v1::Command { kind: Some(write_kind(command)) }
@@ -159,6 +159,12 @@ fn write_kind(command: &Command) -> Kind {
                 at_unix_us: *at_unix_us,
             })
         }
+        Command::AdmitMember { node, member } => {
+            Kind::AdmitMember(message::AdmitMember { member: Some(write_member(*node, member)) })
+        }
+        Command::SetVoters { voters } => {
+            Kind::SetVoters(message::SetVoters { voters: recovery::write_voters(voters) })
+        }
         Command::Resume { caller, reason, at_unix_us } => Kind::Resume(message::Resume {
             caller: caller.clone(),
             reason: reason.clone(),
@@ -270,6 +276,11 @@ pub(super) fn read(command: v1::Command) -> Result<Command, FieldError> {
             reason: c.reason,
             at_unix_us: c.at_unix_us,
         },
+        Kind::AdmitMember(c) => {
+            let (node, member) = read_member(required("member", c.member)?)?;
+            Command::AdmitMember { node, member }
+        }
+        Kind::SetVoters(c) => Command::SetVoters { voters: recovery::read_voters(c.voters) },
         Kind::Resume(c) => {
             Command::Resume { caller: c.caller, reason: c.reason, at_unix_us: c.at_unix_us }
         }

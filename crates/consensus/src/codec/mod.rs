@@ -8,6 +8,7 @@ mod command;
 mod dial;
 mod outcome;
 mod parts;
+mod recovery;
 mod state;
 mod switchover;
 #[cfg(test)]

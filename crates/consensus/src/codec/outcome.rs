@@ -89,6 +89,10 @@ fn write_rejection(rejection: &Rejection) -> v1::Rejection {
             message.text.clone_from(text);
             Why::BadDial
         }
+        Rejection::BadMember(text) => {
+            message.text.clone_from(text);
+            Why::BadMember
+        }
         Rejection::Mode(mode) => {
             message.mode = write_mode(*mode);
             Why::Mode
@@ -131,6 +135,7 @@ fn read_rejection(message: v1::Rejection) -> Result<Rejection, FieldError> {
         Why::NoOperation => Rejection::NoOperation,
         Why::NoChange => Rejection::NoChange,
         Why::BadDial => Rejection::BadDial(message.text),
+        Why::BadMember => Rejection::BadMember(message.text),
         Why::Mode => Rejection::Mode(read_mode(message.mode)?),
     })
 }

@@ -19,7 +19,7 @@ use super::parts::{
     read_release, write_config, write_mark, write_member, write_mode, write_promote_cause,
     write_published, write_release,
 };
-use super::{epoch, nanos, required, switchover, unspecified, uuid, word};
+use super::{epoch, nanos, recovery, required, switchover, unspecified, uuid, word};
 
 pub(super) fn write(state: &ClusterState) -> v1::ClusterState {
     let granted = state.lineage.iter().map(|(epoch, granted)| write_granted(*epoch, granted));
@@ -55,6 +55,7 @@ pub(super) fn write(state: &ClusterState) -> v1::ClusterState {
         }),
         operations: operations.collect(),
         switchover: state.switchover.as_ref().map(switchover::write_state),
+        recovery: state.recovery.as_ref().map(recovery::write),
     }
 }
 
@@ -85,6 +86,7 @@ pub(super) fn read(state: v1::ClusterState) -> Result<ClusterState, FieldError> 
         }),
         operations: state.operations.into_iter().map(read_operation).collect::<Result<_, _>>()?,
         switchover: state.switchover.map(switchover::read_state).transpose()?,
+        recovery: state.recovery.map(recovery::read).transpose()?,
     })
 }
 
@@ -219,6 +221,7 @@ fn write_operation(id: u64, operation: &Operation) -> message::OrderedOperation 
         OperationKind::Resume => Verb::Resume,
         OperationKind::SetDial => Verb::SetDial,
         OperationKind::AcceptLoss => Verb::AcceptLoss,
+        OperationKind::Recover => Verb::Recover,
     };
     let (status, failure) = match &operation.status {
         OperationStatus::Running => (Status::Running, String::new()),
@@ -247,6 +250,7 @@ fn read_operation(operation: message::OrderedOperation) -> Result<(u64, Operatio
         Verb::Resume => OperationKind::Resume,
         Verb::SetDial => OperationKind::SetDial,
         Verb::AcceptLoss => OperationKind::AcceptLoss,
+        Verb::Recover => OperationKind::Recover,
         Verb::Unspecified => return Err(unspecified("operation.verb")),
     };
     let status = match word("operation.status", operation.status)? {

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use understudy_core::state::{
     Dial, Durability, Expect, FailoverOrder, Granted, Handover, Holder, HolderProof, Identity,
     Ineligible, LossBound, LossLimit, Mark, Measured, Member, Operation, OperationKind,
-    OperationStatus, Pause, Phase, PhaseKey, PromoteCause, Promoting, Published, Rejection,
-    ReleaseCause, Switchover,
+    OperationStatus, Pause, Phase, PhaseKey, PromoteCause, Promoting, Published, Recovery,
+    Rejection, ReleaseCause, Switchover,
 };
 use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor};
 use understudy_types::{
-    ClusterId, DurabilityMode, Epoch, Exposure, Incarnation, Lsn, NodeId, NodeKind, ProcessStart,
-    PromotionId, Survival, SystemId, Timeline,
+    ClusterId, ClusterIncarnation, DurabilityMode, Epoch, Exposure, Incarnation, Lsn, NodeId,
+    NodeKind, ProcessStart, PromotionId, Survival, SystemId, Timeline,
 };
 
 use super::*;
@@ -180,6 +180,8 @@ fn commands() -> Vec<Command> {
             reason: reason.clone(),
             at_unix_us: 1,
         },
+        Command::AdmitMember { node: NodeId(1002), member: member(3, NodeKind::Data) },
+        Command::SetVoters { voters: BTreeSet::from([NodeId(1001), NodeId(1002)]) },
         Command::Resume { caller: None, reason: String::new(), at_unix_us: 1 },
         Command::Resume { caller: Some(String::new()), reason, at_unix_us: 1 },
     ];
@@ -242,6 +244,7 @@ fn rejections() -> Vec<Rejection> {
         Rejection::NoOperation,
         Rejection::NoChange,
         Rejection::BadDial("too low".to_owned()),
+        Rejection::BadMember("a stranger".to_owned()),
         Rejection::Mode(DurabilityMode::Zero),
     ];
     for why in [
@@ -269,6 +272,7 @@ fn operations() -> BTreeMap<u64, Operation> {
         OperationKind::Switchover,
         OperationKind::SetDial,
         OperationKind::AcceptLoss,
+        OperationKind::Recover,
     ];
     let statuses = [
         (OperationStatus::Running, None),
@@ -277,6 +281,7 @@ fn operations() -> BTreeMap<u64, Operation> {
         (OperationStatus::Done, Some(0)),
         (OperationStatus::Failed("it was \u{1f4a5}".to_owned()), Some(i64::MAX)),
         (OperationStatus::Running, None),
+        (OperationStatus::Done, Some(7)),
     ];
     let operation = |(id, (kind, (status, ended_unix_us)))| {
         let (caller, reason) = ("c".to_owned(), "r".to_owned());
@@ -346,6 +351,17 @@ fn full() -> ClusterState {
             clean_end: Some(Lsn(99)),
         }),
         operations: operations(),
+        recovery: Some(Recovery {
+            incarnation: ClusterIncarnation::FOUNDED.next(Uuid::from_u128(5)),
+            survivor: "south".to_owned(),
+            from_epoch: first,
+            caller: "root".to_owned(),
+            reason: "storm".to_owned(),
+            loss: losses()[1],
+            accepted: limits()[0],
+            at_unix_us: 8,
+            voters: BTreeSet::from([NodeId(1001)]),
+        }),
     }
 }
 

@@ -4,38 +4,49 @@
 //! would differ from what this node has promised.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use openraft::alias::SnapshotMetaOf;
 use prost::Message;
 use understudy_core::ClusterState;
 use understudy_proto::v1;
+use understudy_types::ClusterIncarnation;
 
 use super::StateMachineError;
 use crate::RaftTypes;
 use crate::codec::{decode_state, encode_state};
-use crate::device::Device;
+use crate::device::{Device, Directory};
 
 /// Says what the file is and how it is laid out: this, a crc32c of the rest (little-endian), and a
 /// `SnapshotFile` message.
 const MAGIC: &[u8; 8] = b"USDYSNP1";
 
+/// Where the snapshots of an incarnation are. Each has a place of its own, so that the switch from one
+/// to the next is that of the log alone.
+pub(crate) fn snapshot_dir(dir: &Path, incarnation: ClusterIncarnation) -> PathBuf {
+    if incarnation.is_founded() {
+        return dir.to_owned();
+    }
+    dir.join(format!("incarnation-{incarnation}"))
+}
+
 /// A snapshot as it is stored and sent.
 #[derive(Clone)]
-pub(super) struct Snapshot {
-    pub(super) meta: SnapshotMetaOf<RaftTypes>,
+pub(crate) struct Snapshot {
+    pub(crate) meta: SnapshotMetaOf<RaftTypes>,
     /// An encoded `ClusterState`.
     pub(super) data: Vec<u8>,
 }
 
 impl Snapshot {
-    pub(super) fn of(meta: SnapshotMetaOf<RaftTypes>, state: &ClusterState) -> Snapshot {
+    pub(crate) fn of(meta: SnapshotMetaOf<RaftTypes>, state: &ClusterState) -> Snapshot {
         Snapshot { meta, data: encode_state(state) }
     }
 }
 
 /// Where it is kept.
-pub(super) struct SnapshotFile {
+pub(crate) struct SnapshotFile {
     device: Arc<dyn Device>,
 }
 
@@ -44,8 +55,12 @@ impl SnapshotFile {
         SnapshotFile { device }
     }
 
+    pub(crate) fn in_dir(dir: &Path) -> SnapshotFile {
+        SnapshotFile::on(Arc::new(Directory::new(dir)))
+    }
+
     /// Replaces the file. When this returns, the new one survives a crash.
-    pub(super) fn write(&self, snapshot: &Snapshot) -> io::Result<()> {
+    pub(crate) fn write(&self, snapshot: &Snapshot) -> io::Result<()> {
         let meta = serde_json::to_vec(&snapshot.meta).map_err(io::Error::other)?;
         let body = v1::SnapshotFile { meta, state: snapshot.data.clone() }.encode_to_vec();
         let sum = crc32c::crc32c(&body).to_le_bytes();
@@ -53,7 +68,7 @@ impl SnapshotFile {
     }
 
     /// Reads it with the state that it holds; `None` when there is none.
-    pub(super) fn read(&self) -> Result<Option<(Snapshot, ClusterState)>, StateMachineError> {
+    pub(crate) fn read(&self) -> Result<Option<(Snapshot, ClusterState)>, StateMachineError> {
         let path = || self.device.name();
         let Some(bytes) = self
             .device

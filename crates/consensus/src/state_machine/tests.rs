@@ -10,7 +10,7 @@ use openraft::{Membership, StorageError};
 use tempfile::TempDir;
 use understudy_core::ClusterConfig;
 use understudy_core::state::{Member, Rejection};
-use understudy_types::{ClusterId, Incarnation, NodeId, NodeKind};
+use understudy_types::{ClusterId, ClusterIncarnation, Incarnation, NodeId, NodeKind};
 use uuid::Uuid;
 
 use super::*;
@@ -22,7 +22,9 @@ struct Stores;
 impl StoreBuilder<RaftTypes, LogStore, StateMachine, TempDir> for Stores {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<RaftTypes>> {
         let dir = tempfile::tempdir().unwrap();
-        let options = StoreOptions { cluster: Uuid::nil(), node_id: 0, name: "n0".into() };
+        let incarnation = ClusterIncarnation::FOUNDED;
+        let options =
+            StoreOptions { cluster: Uuid::nil(), node_id: 0, name: "n0".into(), incarnation };
         let store = LogStore::open(dir.path(), &options).unwrap();
         let (machine, _) = StateMachine::open(dir.path()).unwrap();
         Ok((dir, store, machine))
@@ -208,7 +210,8 @@ async fn a_snapshot_that_was_cut_off_while_being_written_leaves_the_one_before()
 #[tokio::test]
 async fn a_lost_snapshot_is_noticed_when_the_log_below_it_is_gone() {
     let dir = tempfile::tempdir().unwrap();
-    let options = StoreOptions { cluster: Uuid::nil(), node_id: 1, name: "n1".into() };
+    let incarnation = ClusterIncarnation::FOUNDED;
+    let options = StoreOptions { cluster: Uuid::nil(), node_id: 1, name: "n1".into(), incarnation };
     let mut store = LogStore::open(dir.path(), &options).unwrap();
     store.purge(id(2)).await.unwrap();
     let purged = store.get_log_state().await.unwrap().last_purged_log_id;

@@ -8,7 +8,8 @@ use super::*;
 use crate::LogCommand;
 
 fn options(node_id: u64) -> StoreOptions {
-    StoreOptions { cluster: Uuid::nil(), node_id, name: format!("n{node_id}") }
+    let incarnation = ClusterIncarnation::FOUNDED;
+    StoreOptions { cluster: Uuid::nil(), node_id, name: format!("n{node_id}"), incarnation }
 }
 
 fn id(index: u64) -> LogIdOf<RaftTypes> {

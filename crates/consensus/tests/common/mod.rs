@@ -19,7 +19,7 @@ use understudy_core::ClusterConfig;
 use understudy_core::state::{Command, Mark};
 use understudy_proto::v1::peer_server::PeerServer as PeerService;
 use understudy_transport as transport;
-use understudy_types::{ClusterId, NodeId, NodeKind, NodeName};
+use understudy_types::{ClusterId, ClusterIncarnation, NodeId, NodeKind, NodeName};
 use uuid::Uuid;
 
 pub(crate) use line::{Habit, Line};
@@ -159,6 +159,7 @@ impl Lab {
         ConsensusOptions {
             data_dir: self.data_dir(node),
             cluster: self.cluster,
+            incarnation: ClusterIncarnation::FOUNDED,
             node: NodeId(node),
             name: name(node),
             members: self.members(),

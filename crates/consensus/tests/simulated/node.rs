@@ -19,7 +19,7 @@ use understudy_core::ClusterConfig;
 use understudy_core::state::{Command, Mark};
 use understudy_proto::v1::peer_server::PeerServer as PeerService;
 use understudy_transport as transport;
-use understudy_types::{ClusterId, NodeId, NodeKind, NodeName};
+use understudy_types::{ClusterId, ClusterIncarnation, NodeId, NodeKind, NodeName};
 use uuid::Uuid;
 
 use crate::disk::Disk;
@@ -54,6 +54,7 @@ impl Place {
         ConsensusOptions {
             data_dir: "not-used".into(),
             cluster: ClusterId(Uuid::nil()),
+            incarnation: ClusterIncarnation::FOUNDED,
             node: NodeId(self.node),
             name: name(self.node).parse().unwrap(),
             members: (1..=3).map(member).collect(),

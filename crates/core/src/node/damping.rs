@@ -154,6 +154,8 @@ impl Core {
             | Reason::NoMajority
             | Reason::Paused
             | Reason::NoPassive
+            | Reason::SoleSurvivor
+            | Reason::NoVotes
             | Reason::CandidateSilent { .. }
             | Reason::CandidateNotReady { .. }
             | Reason::CandidateElsewhere { .. }

@@ -608,6 +608,8 @@ impl Core {
             }
             Command::Renew { .. }
             | Command::Found { .. }
+            | Command::AdmitMember { .. }
+            | Command::SetVoters { .. }
             | Command::OrderFailover { .. }
             | Command::OrderSwitchover { .. }
             | Command::SetDial { .. }

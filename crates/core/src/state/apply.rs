@@ -62,6 +62,8 @@ impl ClusterState {
                 self.check_holder(by)?;
                 self.marks.remove(node).map(|_| None).ok_or(Rejection::NoChange)
             }
+            Command::AdmitMember { node, member } => self.admit_member(*node, member),
+            Command::SetVoters { voters } => self.set_voters(voters),
             Command::Promote { .. } => self.promote(command),
             Command::Promoted { .. } => self.promoted(command),
             Command::OrderFailover { to, epoch, caller, reason, at_unix_us } => {
@@ -461,7 +463,10 @@ impl ClusterState {
             eligible: BTreeSet::new(),
             generation: self.durability.generation + 1,
             // The first grant has no data to protect yet; later ones follow the policy.
-            lifted: self.lineage.len() <= 1 || self.config.on_sole_survivor == OnSoleSurvivor::Open,
+            // A recovered survivor was opened by a person, and has nobody to wait for.
+            lifted: self.lineage.len() <= 1
+                || self.survives_alone()
+                || self.config.on_sole_survivor == OnSoleSurvivor::Open,
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! "Committed" grants nothing: only *Accepted* does (mistake 1 of docs/safety.md).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -289,6 +290,18 @@ pub enum Command {
         /// Wall-clock microseconds.
         at_unix_us: i64,
     },
+    /// A configured node comes back into an incarnation that was recovered; it has no vote yet.
+    AdmitMember {
+        /// Its number in this incarnation.
+        node: NodeId,
+        /// Who it is, and its storage.
+        member: Member,
+    },
+    /// Consensus has given a vote to exactly these; for the judgement of what a loss would mean.
+    SetVoters {
+        /// Their numbers.
+        voters: BTreeSet<NodeId>,
+    },
     /// Ends a pause: by an operator, or because its time has come.
     Resume {
         /// Who; `None` when its time had come.
@@ -323,6 +336,8 @@ impl Command {
             Command::EndOrder { .. } => "end-order",
             Command::Pause { .. } => "pause",
             Command::Resume { .. } => "resume",
+            Command::AdmitMember { .. } => "admit-member",
+            Command::SetVoters { .. } => "set-voters",
         }
     }
 }
@@ -440,6 +455,9 @@ pub enum Rejection {
     /// A dial that cannot be set; the words say which value and what would be right.
     #[error("the dial cannot be set so: {0}")]
     BadDial(String),
+    /// Nobody who can be admitted; the words say why.
+    #[error("the member cannot be admitted: {0}")]
+    BadMember(String),
     /// Not the mode that is wanted.
     #[error("the mode that is wanted is {0}")]
     Mode(DurabilityMode),
@@ -504,6 +522,7 @@ impl OperationKind {
             OperationKind::Resume => "resume",
             OperationKind::SetDial => "rpo",
             OperationKind::AcceptLoss => "accept-loss",
+            OperationKind::Recover => "recover",
         }
     }
 }

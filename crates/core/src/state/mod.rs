@@ -7,6 +7,7 @@ mod apply;
 mod command;
 mod dial;
 mod loss;
+mod recovery;
 mod switchover;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use understudy_types::{
 
 pub use dial::Dial;
 pub use loss::{LossBound, LossLimit};
+pub use recovery::{CannotRecover, Recovery, RecoveryOrder};
 
 pub use command::{
     Command, Expect, HolderProof, Ineligible, Outcome, PhaseKey, PromoteCause, Rejection,
@@ -69,6 +71,8 @@ pub struct ClusterState {
     pub switchover: Option<Switchover>,
     /// What operators ordered, by the log index that recorded it.
     pub operations: BTreeMap<u64, Operation>,
+    /// How the present incarnation came to be; `None` in the founded one.
+    pub recovery: Option<Recovery>,
 }
 
 /// Which cluster this is.
@@ -279,6 +283,8 @@ pub enum OperationKind {
     SetDial,
     /// Make another node active although acknowledged commits are lost by it.
     AcceptLoss,
+    /// Make a sole survivor a new incarnation of the cluster.
+    Recover,
 }
 
 /// How an operation stands.

@@ -13,6 +13,7 @@ use super::*;
 use crate::OnSoleSurvivor;
 
 mod dial;
+mod recovery;
 mod switchover;
 
 const A: NodeId = NodeId(1);

@@ -410,6 +410,7 @@ fn rejection_kind(rejection: &Rejection) -> &'static str {
         Rejection::AlreadyFounded
         | Rejection::NotFounded
         | Rejection::BadFounding(_)
+        | Rejection::BadMember(_)
         | Rejection::NotHolder(_)
         | Rejection::Process { .. }
         | Rejection::Released

@@ -229,6 +229,8 @@ impl World {
             Command::Release { by, .. } => self.check_release(by.node),
             Command::SyncAdd { node, .. } => self.check_joined(*node, state),
             Command::Found { .. }
+            | Command::AdmitMember { .. }
+            | Command::SetVoters { .. }
             | Command::SyncRemove { .. }
             | Command::SetMark { .. }
             | Command::ClearMark { .. }
