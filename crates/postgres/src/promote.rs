@@ -18,7 +18,7 @@ use crate::probe;
 use crate::server::Server;
 
 /// The whole content of a burned history file: a comment, which PostgreSQL skips.
-pub const BURNED_HISTORY: &str = "# understudy: this timeline number was passed over\n";
+pub const BURNED_HISTORY: &str = TimelineHistory::PASSED_OVER;
 
 const POLL: Duration = Duration::from_millis(10);
 const STATEMENT_PATIENCE: Duration = Duration::from_secs(5);

@@ -100,6 +100,10 @@ pub enum HistoryError {
 }
 
 impl TimelineHistory {
+    /// The whole content of a history file whose number no promotion used: a comment, which PostgreSQL
+    /// skips.
+    pub const PASSED_OVER: &str = "# understudy: this timeline number was passed over\n";
+
     /// The history of a timeline without ancestors.
     pub fn root(timeline: Timeline) -> TimelineHistory {
         TimelineHistory { timeline, ancestors: Vec::new() }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::sync::CancellationToken;
-use understudy_types::{Lsn, SegmentSize, SystemId, Timeline, WalSegment};
+use understudy_types::{Lsn, SegmentSize, SystemId, Timeline, TimelineHistory, WalSegment};
 use understudy_wal::protocol::{
     Authentication, BackendMessage, Column, ErrorFields, FrontendMessage, MESSAGE_BYTES_MAX,
     OID_BYTEA, OID_INT4, OID_INT8, OID_TEXT, ProtocolError, ReplicationCommand, Startup,
@@ -319,7 +319,8 @@ impl Session<'_> {
     }
 
     fn timeline_history(&mut self, timeline: Timeline) {
-        let Some(raw) = self.shared.journal.history_raw(timeline) else {
+        let held = self.shared.journal.history_raw(timeline).or_else(|| self.passed_over(timeline));
+        let Some(raw) = held else {
             let name = timeline.history_file_name();
             self.error("58P01", format!("could not open file \"pg_wal/{name}\": not held here"));
             return;
@@ -327,6 +328,16 @@ impl Session<'_> {
         let row = vec![text_value(timeline.history_file_name()), Some(raw)];
         self.result(&[("filename", OID_TEXT), ("content", OID_BYTEA)], row);
         self.complete("TIMELINE_HISTORY");
+    }
+
+    /// A standby asks for every number between its own timeline and ours, and goes no further without
+    /// an answer; of those that no promotion used there is none to be held.
+    fn passed_over(&self, timeline: Timeline) -> Option<Bytes> {
+        let current = self.shared.journal.positions().borrow().as_ref()?.timeline;
+        let history = self.shared.journal.history(current)?;
+        let used = history.ancestors.iter().any(|entry| entry.timeline == timeline);
+        let unused = timeline < current && !used;
+        unused.then(|| Bytes::from_static(TimelineHistory::PASSED_OVER.as_bytes()))
     }
 
     fn show(&mut self, setting: &str) -> Result<(), SessionEnd> {
