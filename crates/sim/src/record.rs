@@ -79,6 +79,6 @@ mod tests {
         }
         let next = [100, 1, 300, 20].map(|first| next_seed(&path, first).unwrap());
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(next, [200, 21, 305, 20]);
+        assert_eq!(next, [200, 21, 305, 21]);
     }
 }
