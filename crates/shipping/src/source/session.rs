@@ -40,6 +40,8 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(5);
 const REPLACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// For reading the bytes that are compared; they are there already.
 const COMPARE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A receiver that has confirmed everything stays attached for this long after its walsender's end.
+const STAY_MAX: Duration = Duration::from_secs(2);
 
 type Outbound = mpsc::Sender<Result<v1::FromSource, Status>>;
 
@@ -176,10 +178,28 @@ where
     };
     let (node, start_lsn, timeline) = (peer.node, attach.start_lsn, attach.timeline);
     tracing::info!(%node, %start_lsn, %timeline, "receiver attached");
-    tokio::select! {
+    let ended = tokio::select! {
         end = sender.run(&mut feed, attach, leftover) => end,
-        end = listener.run(inbound) => end,
+        end = listener.run(inbound) => return end,
+    };
+    if let End::Failed(_) = ended {
+        stay_until_released(shared, listener.position, Lsn(sent_lsn.load(Ordering::SeqCst))).await;
     }
+    ended
+}
+
+/// At a fast stop the walsender behind a session ends as soon as the receiver has confirmed everything,
+/// which may be before the gate has seen the last WAL on its own connection. A receiver that is detached
+/// counts for nothing there, so PostgreSQL would wait for the gate until the stop is given up: whoever has
+/// confirmed everything stays attached until the gate has used it, for a moment at most.
+async fn stay_until_released(shared: &Shared, position: Option<ReceiverPosition>, sent_lsn: Lsn) {
+    let Some(position) = position.filter(|position| position.durable_lsn == sent_lsn) else {
+        return;
+    };
+    let mut progress = shared.progress.subscribe();
+    let released = progress.wait_for(|progress| progress.released_lsn >= position.durable_lsn);
+    // Not released in time, or the gate is gone: then there is nothing to stay for.
+    let _ = timeout(STAY_MAX, released).await;
 }
 
 /// I12: reads the receiver's tail from here and compares it, before a single byte is sent.
