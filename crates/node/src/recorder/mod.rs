@@ -46,7 +46,7 @@ pub(super) enum Message {
     /// The core between two events: a file may begin here. So many events were dropped before.
     Snapshot { at: BootInstant, core: Box<Core>, missed_count: u64 },
     /// An event, before it is handled.
-    Event(BootInstant, Event),
+    Event(BootInstant, Box<Event>),
     /// What was decided on it.
     Actions(Vec<Action>),
     /// To be answered once everything before it is with the kernel.
@@ -104,7 +104,7 @@ impl Recorder {
     pub(crate) fn event(&mut self, at: BootInstant, event: &Event, core: &Core) {
         let Some(live) = &mut self.live else { return };
         live.heard = live.snapshot_if_due(at, core)
-            && live.sender.try_send(Message::Event(at, event.clone())).is_ok();
+            && live.sender.try_send(Message::Event(at, Box::new(event.clone()))).is_ok();
         if !live.heard {
             live.missed_count += 1;
             live.shared.missed_total.fetch_add(1, Ordering::Relaxed);

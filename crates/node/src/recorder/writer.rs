@@ -102,7 +102,7 @@ impl Writer<'_> {
             Message::Event(at, event) => {
                 self.events_count += 1;
                 if self.file.is_some() {
-                    self.encoder.event(at, event, &mut self.pending);
+                    self.encoder.event(at, *event, &mut self.pending);
                     self.pending_count += 1;
                 } else {
                     self.unwritten_count += 1;
