@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::Fault;
+use super::links::packets_in;
 use crate::arena::{Arena, SITES, address};
 use crate::command::{output, said};
 use crate::lab::GRPC_PORT;
@@ -116,9 +117,7 @@ impl Flows {
         let count = |(site, table): &(&'static str, String)| {
             let mut list = self.arena.at(site, "nft");
             let text = output(list.args(["list", "counter", "inet", table, counter]))?;
-            let packets = text.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
-            let packets = packets.context("find the packets in nft's list")?;
-            Ok((*site, packets.parse().context("read the packets in nft's list")?))
+            Ok((*site, packets_in(&text)))
         };
         self.tables.iter().map(count).collect()
     }

@@ -238,7 +238,8 @@ fn counted(arena: &Arena, site: &str, table: &str) -> Result<u64> {
     Ok(packets_in(&output(arena.at(site, "nft").args(["list", "table", "inet", table]))?))
 }
 
-fn packets_in(list: &str) -> u64 {
+/// Packets that the counters in a list of nft's have seen.
+pub(super) fn packets_in(list: &str) -> u64 {
     let counts = list.split("packets ").skip(1);
     counts.filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok()).sum()
 }

@@ -11,7 +11,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use understudy_node::config::NodeConfig;
 use understudy_node::recovery::{self, LossLimit, Order, Statement};
-use understudy_types::NodeKind;
 
 use crate::operate::{AcceptedSpan, CallError, parse_loss};
 use crate::output::{self, Output};
@@ -188,7 +187,7 @@ fn json_of(cluster: &str, node: &str, statement: &Statement) -> Value {
         .members
         .iter()
         .map(|member| {
-            let kind = kind_word(member.kind);
+            let kind = member.kind.as_str();
             json!({ "name": member.name, "site": member.site, "kind": kind, "heard": member.heard })
         })
         .collect();
@@ -215,19 +214,12 @@ fn json_of(cluster: &str, node: &str, statement: &Statement) -> Value {
     })
 }
 
-fn kind_word(kind: NodeKind) -> &'static str {
-    match kind {
-        NodeKind::Data => "data",
-        NodeKind::Witness => "witness",
-    }
-}
-
 fn render(cluster: &str, node: &str, statement: &Statement) -> String {
     let yes = |yes: bool| if yes { "yes" } else { "no" };
     let lifted = if statement.lifted { ", LIFTED: nobody was waited for" } else { "" };
     let mut text = format!("cluster      {cluster}, incarnation {}\n", statement.incarnation);
     for member in &statement.members {
-        let kind = kind_word(member.kind);
+        let kind = member.kind.as_str();
         text +=
             &format!("member       {} ({kind}, {}): {}\n", member.name, member.site, member.heard);
     }

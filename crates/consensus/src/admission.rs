@@ -14,12 +14,10 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::{BasicNode, ChangeMembers};
 use tokio::sync::watch;
-use tonic::Request;
 use understudy_core::state::{Command, Member, Phase};
-use understudy_proto::v1;
-use understudy_proto::v1::peer_client::PeerClient;
 use understudy_types::{ClusterIncarnation, NodeId};
 
+use crate::hello::hello;
 use crate::leadership::Leadership;
 use crate::peers::{Peers, parse_incarnation};
 use crate::server::{Write, write};
@@ -152,34 +150,15 @@ impl Admission {
 
     /// Asks a configured node that is no member for its storage.
     async fn look_at(&self, id: NodeId) -> Result<Member, String> {
-        let configured = &self.peers.members[&id];
-        let channel = (self.peers.channel)(id).ok_or("it has no address")?;
-        let mut request = Request::new(v1::HelloRequest { hello: Some(self.peers.hello(false)) });
-        request.set_timeout(HELLO_TIMEOUT);
-        let mut client = PeerClient::new(channel);
-        let answer = match tokio::time::timeout(HELLO_TIMEOUT, client.hello(request)).await {
-            Err(_) => return Err(format!("no answer within {HELLO_TIMEOUT:?}")),
-            Ok(Err(status)) => return Err(status.message().to_owned()),
-            Ok(Ok(answer)) => answer.into_inner(),
-        };
-        let hello = answer.hello.ok_or("it answered without a hello")?;
-        self.peers.check_hello(&hello)?;
-        let ours: Vec<_> = self.peers.members.values().map(v1::FoundingMember::from).collect();
-        if hello.node_id != id.0 || hello.members != ours {
-            return Err("its list of members differs from the one here".to_owned());
-        }
+        let answer = hello(&self.peers, id, false, HELLO_TIMEOUT).await;
+        let hello = answer.map_err(|why| why.to_string())?;
+        self.peers.check_hello_of(id, &hello)?;
         if !hello.storage_empty {
             return Err("its storage is not empty, and the cluster does not know it".to_owned());
         }
         let incarnation =
             parse_incarnation(&hello.incarnation).map_err(|status| status.message().to_owned())?;
-        Ok(Member {
-            name: configured.name.clone(),
-            site: configured.site.clone(),
-            kind: configured.kind,
-            address: configured.address.clone(),
-            incarnation,
-        })
+        Ok(self.peers.members[&id].with_storage(incarnation))
     }
 }
 

@@ -13,15 +13,15 @@ use std::time::Duration;
 use futures::future::join_all;
 use openraft::BasicNode;
 use tokio::sync::watch;
-use tonic::{Code, Request};
+use tonic::Code;
 use understudy_core::ClusterConfig;
-use understudy_core::state::{Command, Member};
+use understudy_core::state::Command;
 use understudy_proto::v1;
-use understudy_proto::v1::peer_client::PeerClient;
 use understudy_types::{ClusterIncarnation, Incarnation, NodeId, NodeName};
 
+use crate::hello::{NoHello, hello};
 use crate::leadership::Leadership;
-use crate::peers::Peers;
+use crate::peers::{FoundingMember, Peers};
 use crate::server::{Write, write};
 use crate::{RaftHandle, encode_command};
 
@@ -203,20 +203,10 @@ impl Founding {
     }
 
     async fn propose(&self) {
-        let member = |id: NodeId| -> Option<(NodeId, Member)> {
-            let member = self.peers.members.get(&id)?;
-            Some((
-                id,
-                Member {
-                    name: member.name.clone(),
-                    site: member.site.clone(),
-                    kind: member.kind,
-                    address: member.address.clone(),
-                    incarnation: self.peers.bound(id)?,
-                },
-            ))
+        let with_storage = |(id, member): (&NodeId, &FoundingMember)| {
+            Some((*id, member.with_storage(self.peers.bound(*id)?)))
         };
-        let members: Vec<_> = self.peers.members.keys().copied().filter_map(member).collect();
+        let members: Vec<_> = self.peers.members.iter().filter_map(with_storage).collect();
         if members.len() != self.peers.members.len() {
             return;
         }
@@ -235,47 +225,22 @@ impl Founding {
     }
 
     async fn ask(&self, node: NodeId) -> Answer {
-        let Some(channel) = (self.peers.channel)(node) else {
-            return Answer::NotYet("it has no address".to_owned());
-        };
         let settled = match self.raft.is_initialized().await {
             Ok(settled) => settled,
             Err(error) => return Answer::NotYet(error.to_string()),
         };
-        let mut request =
-            Request::new(v1::HelloRequest { hello: Some(self.peers.hello(!settled)) });
-        request.set_timeout(HELLO_TIMEOUT);
-        let mut client = PeerClient::new(channel);
-        let answer = match tokio::time::timeout(HELLO_TIMEOUT, client.hello(request)).await {
-            Err(_) => return Answer::NotYet(format!("no answer within {HELLO_TIMEOUT:?}")),
-            Ok(Err(status)) if status.code() == Code::AlreadyExists => {
-                return Answer::WrongStorage(format!(
-                    "node {} refuses: {}",
-                    self.name(node),
-                    status.message()
-                ));
+        match hello(&self.peers, node, !settled, HELLO_TIMEOUT).await {
+            Ok(hello) => self.read(node, &hello, settled).unwrap_or_else(Answer::NotYet),
+            Err(NoHello::Refused(status)) if status.code() == Code::AlreadyExists => {
+                let (name, why) = (self.name(node), status.message());
+                Answer::WrongStorage(format!("node {name} refuses: {why}"))
             }
-            Ok(Err(status)) => return Answer::NotYet(status.message().to_owned()),
-            Ok(Ok(answer)) => answer.into_inner(),
-        };
-        self.read(node, answer, settled).unwrap_or_else(Answer::NotYet)
+            Err(why) => Answer::NotYet(why.to_string()),
+        }
     }
 
-    fn read(
-        &self,
-        node: NodeId,
-        answer: v1::HelloResponse,
-        settled: bool,
-    ) -> Result<Answer, String> {
-        let hello = answer.hello.ok_or("it answered without a hello")?;
-        self.peers.check_hello(&hello)?;
-        if hello.node_id != node.0 {
-            return Err(format!("node {} answered in its place", hello.node));
-        }
-        let ours: Vec<_> = self.peers.members.values().map(v1::FoundingMember::from).collect();
-        if hello.members != ours {
-            return Err("its founding list differs from the one here".to_owned());
-        }
+    fn read(&self, node: NodeId, hello: &v1::Hello, settled: bool) -> Result<Answer, String> {
+        self.peers.check_hello_of(node, hello)?;
         let incarnation: Incarnation =
             hello.incarnation.parse().map_err(|_| "it gave no incarnation".to_owned())?;
         if !self.peers.remember(node, incarnation, settled) {

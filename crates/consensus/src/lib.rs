@@ -11,6 +11,7 @@ mod codec;
 mod consensus;
 mod device;
 mod founding;
+mod hello;
 mod leadership;
 mod network;
 pub mod offline;

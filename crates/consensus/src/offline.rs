@@ -19,7 +19,8 @@ use understudy_types::{ClusterIncarnation, Incarnation, NodeId, NodeName};
 use uuid::Uuid;
 
 use crate::codec::{CodecError, decode_command};
-use crate::state_machine::{SnapshotFile, StateMachineError, StoredSnapshot, snapshot_dir};
+use crate::device::{make_dir, sync_dir};
+use crate::state_machine::{Snapshot, SnapshotFile, StateMachineError, snapshot_dir};
 use crate::store::{self, FILE, LOG, StoreError, StoredIdentity};
 use crate::{LogCommand, RaftTypes};
 
@@ -193,11 +194,9 @@ impl Offline {
             last_membership: StoredMembershipOf::<RaftTypes>::new(Some(at), membership),
         };
         let snapshots = snapshot_dir(&self.dir, incarnation);
-        let write = || {
-            std::fs::create_dir_all(&snapshots)?;
-            SnapshotFile::in_dir(&snapshots).write(&StoredSnapshot::of(meta, state))
-        };
-        write().map_err(failed("write the new state into", &snapshots))?;
+        SnapshotFile::in_dir(&snapshots)
+            .write(&Snapshot::of(meta, state))
+            .map_err(failed("write the new state into", &snapshots))?;
         let identity = StoredIdentity {
             node_id: node.0,
             incarnation: storage.0,
@@ -266,7 +265,7 @@ pub fn create_empty(
     name: &NodeName,
 ) -> Result<(), OfflineError> {
     let (path, fresh) = (dir.join(FILE), dir.join(FRESH));
-    std::fs::create_dir_all(dir).map_err(failed("make", dir))?;
+    make_dir(dir).map_err(failed("make", dir))?;
     let exists = io::Error::from(io::ErrorKind::AlreadyExists);
     if path.try_exists().map_err(failed("look for", &path))? {
         return Err(failed("make", &path)(exists));
@@ -302,10 +301,6 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
-}
-
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

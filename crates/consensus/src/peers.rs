@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::Channel;
-use understudy_core::state::ClusterState;
+use understudy_core::state::{ClusterState, Member};
 use understudy_proto::v1;
 use understudy_types::{ClusterId, Incarnation, NodeId, NodeKind, NodeName, SiteName};
 
@@ -37,6 +37,19 @@ pub struct FoundingMember {
     pub kind: NodeKind,
     /// host:port of its gRPC door.
     pub address: String,
+}
+
+impl FoundingMember {
+    /// As a member, with the storage that answers to its number.
+    pub(crate) fn with_storage(&self, incarnation: Incarnation) -> Member {
+        Member {
+            name: self.name.clone(),
+            site: self.site.clone(),
+            kind: self.kind,
+            address: self.address.clone(),
+            incarnation,
+        }
+    }
 }
 
 impl From<&FoundingMember> for v1::FoundingMember {
@@ -236,6 +249,19 @@ impl Peers {
                 hello.node_id, hello.node
             )),
         }
+    }
+
+    /// The same for the answer of `node`, whose list of members has to be ours too.
+    pub(crate) fn check_hello_of(&self, node: NodeId, hello: &v1::Hello) -> Result<(), String> {
+        self.check_hello(hello)?;
+        if hello.node_id != node.0 {
+            return Err(format!("node {} answered in its place", hello.node));
+        }
+        let ours: Vec<_> = self.members.values().map(v1::FoundingMember::from).collect();
+        if hello.members != ours {
+            return Err("its founding list differs from the one here".to_owned());
+        }
+        Ok(())
     }
 }
 

@@ -20,9 +20,7 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{mpsc, watch};
 use understudy_core::state::{ClusterState, Command, Outcome};
 
-pub(crate) use self::file::{Snapshot as StoredSnapshot, SnapshotFile, snapshot_dir};
-
-use self::file::Snapshot;
+pub(crate) use self::file::{Snapshot, SnapshotFile, snapshot_dir};
 use crate::codec::{CodecError, decode_command, decode_state, encode_outcome};
 use crate::device::{Device, Directory};
 use crate::{LogCommand, LogReply, RaftTypes};

@@ -24,6 +24,7 @@ use understudy_proto::v1;
 use understudy_proto::v1::peer_client::PeerClient;
 use understudy_types::{Incarnation, NodeId};
 
+use crate::hello::hello;
 use crate::peers::Peers;
 use crate::{RaftHandle, RaftTypes};
 
@@ -271,18 +272,12 @@ async fn ask(peers: &Peers, pace: &Pace, node: NodeId, about: NodeId) -> bool {
 /// slow for the next leader too, and leadership would go to and fro.
 pub(crate) async fn probe(peers: Arc<Peers>, node: NodeId, pace: Pace) -> bool {
     // The first one may have to open the connection, which says nothing about the line.
-    hello(&peers, node, pace.election_min * 2).await
-        && hello(&peers, node, pace.election_min / 2).await
+    answers(&peers, node, pace.election_min * 2).await
+        && answers(&peers, node, pace.election_min / 2).await
 }
 
-async fn hello(peers: &Peers, node: NodeId, within: Duration) -> bool {
-    let Some(channel) = (peers.channel)(node) else { return false };
-    let mut request = Request::new(v1::HelloRequest { hello: Some(peers.hello(false)) });
-    request.set_timeout(within);
-    let mut client = PeerClient::new(channel);
-    let answer = tokio::time::timeout(within, client.hello(request)).await;
-    let Ok(Ok(answer)) = answer else { return false };
-    let Some(hello) = answer.into_inner().hello else { return false };
+async fn answers(peers: &Peers, node: NodeId, within: Duration) -> bool {
+    let Ok(hello) = hello(peers, node, false, within).await else { return false };
     let storage: Option<Incarnation> = hello.incarnation.parse().ok();
     hello.node_id == node.0 && storage.is_some() && storage == peers.bound(node)
 }

@@ -145,8 +145,9 @@ fn prepare(
         connect_timeout: options.connect_timeout,
         tcp_user_timeout: options.tcp_user_timeout,
     };
-    // The URI only fills the :authority header: which node, of which incarnation of the cluster. Its scheme says http because tonic must not add TLS
-    // of its own: the connector's stream is encrypted already.
+    // The URI only fills the :authority header: which node, of which incarnation of the cluster. Its
+    // scheme says http because tonic must not add TLS of its own: the connector's stream is encrypted
+    // already.
     let authority = crate::door::authority(expect, identity.incarnation());
     let uri: Uri = format!("http://{authority}")
         .parse()

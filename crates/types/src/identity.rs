@@ -173,6 +173,16 @@ pub enum NodeKind {
     Witness,
 }
 
+impl NodeKind {
+    /// As configuration and reports name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            NodeKind::Data => "data",
+            NodeKind::Witness => "witness",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,11 +25,8 @@ fn time(value: Duration) -> String {
     text(&duration::format(value))
 }
 
-fn kind(value: NodeKind) -> &'static str {
-    match value {
-        NodeKind::Data => "\"data\"",
-        NodeKind::Witness => "\"witness\"",
-    }
+fn kind(value: NodeKind) -> String {
+    text(value.as_str())
 }
 
 /// Writes the whole file.

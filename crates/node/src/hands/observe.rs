@@ -171,10 +171,8 @@ impl Observer {
         // A walsender that stands still confirms nothing and keeps its place: it is as bad as a door that
         // lets nobody in, and only another start of the server gets rid of it.
         let gate_silent_for = self.hands.gate_silent_for();
-        if gate_silent_for >= GATE_PATIENCE {
-            tracing::warn!(?gate_silent_for, "the gate's walsender does not answer");
-        }
         let door_silent_for = if gate_silent_for >= GATE_PATIENCE {
+            tracing::warn!(?gate_silent_for, "the gate's walsender does not answer");
             door_silent_for.max(gate_silent_for)
         } else {
             door_silent_for

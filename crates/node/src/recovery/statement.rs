@@ -247,11 +247,7 @@ pub(super) fn judge(config: &NodeConfig, facts: &Facts) -> Result<Statement, Ref
         durable_lsn: facts.copy.durable_lsn,
         loss,
         loss_words,
-        lease_wait: if elsewhere {
-            ttl.mul_f64(1.0 + f64::from(config.timing.drift_ppm) / 1e6)
-        } else {
-            Duration::ZERO
-        },
+        lease_wait: if elsewhere { config.timing.challenger_span(ttl) } else { Duration::ZERO },
     })
 }
 

@@ -57,7 +57,7 @@ impl From<&NodeStatus> for v1::NodeStatus {
         v1::NodeStatus {
             name: node.name.clone(),
             site: node.site.clone(),
-            kind: kind_word(node.kind).to_owned(),
+            kind: node.kind.as_str().to_owned(),
             role: node.role.as_str().to_owned(),
             state: node.state.clone(),
             heard_seconds_ago: node.heard_seconds_ago,
@@ -189,7 +189,7 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
     fn try_from(node: v1::NodeStatus) -> Result<NodeStatus, FieldError> {
         let role = SiteRole::ALL.into_iter().find(|role| role.as_str() == node.role);
         let kind = [NodeKind::Data, NodeKind::Witness];
-        let kind = kind.into_iter().find(|kind| kind_word(*kind) == node.kind);
+        let kind = kind.into_iter().find(|kind| kind.as_str() == node.kind);
         Ok(NodeStatus {
             name: node.name,
             site: node.site,
@@ -259,13 +259,6 @@ impl TryFrom<v1::LineageStatus> for LineageStatus {
             lost_seconds_max: link.lost_seconds_max,
             lost_wal_bytes_min: link.lost_wal_bytes_min,
         })
-    }
-}
-
-fn kind_word(kind: NodeKind) -> &'static str {
-    match kind {
-        NodeKind::Data => "data",
-        NodeKind::Witness => "witness",
     }
 }
 

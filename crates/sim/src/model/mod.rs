@@ -30,6 +30,7 @@ mod book;
 pub mod checker;
 pub mod configurations;
 mod holder;
+mod leader;
 pub mod mutants;
 mod others;
 mod properties;
