@@ -3,6 +3,8 @@
 //! One table. A row without a scenario says what it waits for; nothing here claims a row that is not
 //! played.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use crate::scenarios::{
@@ -31,9 +33,25 @@ pub(crate) struct Row {
     pub(crate) title: &'static str,
     pub(crate) expected: &'static str,
     pub(crate) status: Status,
+    /// How long its clients wait for an answer, where the row makes their line slower than they bear
+    /// otherwise.
+    pub(crate) patience: Option<Duration>,
 }
 
 impl Row {
+    pub(crate) const fn new(
+        id: &'static str,
+        title: &'static str,
+        expected: &'static str,
+        status: Status,
+    ) -> Row {
+        Row { id, title, expected, status, patience: None }
+    }
+
+    const fn with_patience(self, patience: Duration) -> Row {
+        Row { patience: Some(patience), ..self }
+    }
+
     /// Its scenario, if there is one.
     pub(crate) fn play(&self) -> Option<Play> {
         match self.status {
@@ -52,10 +70,6 @@ impl Row {
     }
 }
 
-const fn row(id: &'static str, title: &'static str, expected: &'static str, status: Status) -> Row {
-    Row { id, title, expected, status }
-}
-
 use Status::{Built, NotYet, Simulated};
 
 const ARCHIVE: &str = "archive, backup and restore";
@@ -67,327 +81,339 @@ const STORAGE: &str = "disk faults";
 /// The table.
 pub(crate) const ROWS: &[Row] = &[
     // Processes.
-    row(
+    Row::new(
         "F-1",
         "kill -9 the active's daemon",
         "commits wait for its return or a failover; it comes back within the lease or is succeeded",
         Built(processes::active_s_daemon_is_killed),
     ),
-    row(
+    Row::new(
         "F-2",
         "kill -9 the active's postmaster",
         "every process of that server is ended before anybody serves again, here or there",
         Built(processes::active_s_postmaster_is_killed),
     ),
-    row(
+    Row::new(
         "F-3",
         "kill -9 one backend of the active",
         "the server restarts; nothing unreplicated is shown before the passive has it",
         Built(processes::one_backend_is_killed),
     ),
-    row(
+    Row::new(
         "F-4",
         "SIGSTOP the active's daemon for half a lease, one and five, then SIGCONT",
         "commits stop while it stands still; a later epoch makes it fence itself and come back",
         Built(processes::active_s_daemon_stands_still),
     ),
-    row(
+    Row::new(
         "F-5",
         "SIGSTOP the active's postmaster only",
         "new sessions and existing ones disagree: treated as failed after a while",
         Built(processes::active_s_postmaster_stands_still),
     ),
-    row(
+    Row::new(
         "F-6",
         "SIGSTOP one backend that holds locks",
         "no failover; other sessions go on",
         Built(processes::one_backend_stands_still),
     ),
-    row(
+    Row::new(
         "F-7",
         "SIGSTOP the gate's walsender",
         "commits wait until the server has been started again; nothing is lost",
         Built(processes::gate_s_walsender_stands_still),
     ),
-    row(
+    Row::new(
         "F-8",
         "freeze the whole active site for longer than a lease, then thaw it",
         "the passive takes over; the thawed site confirms nothing under its old epoch",
         Built(processes::active_site_stands_still),
     ),
-    row("F-9", "a machine is suspended", "the lease is over when it wakes", Simulated),
-    row(
+    Row::new("F-9", "a machine is suspended", "the lease is over when it wakes", Simulated),
+    Row::new(
         "F-10",
         "the kernel ends the active's daemon for want of memory",
         "as F-1",
         Built(processes::active_s_daemon_runs_out_of_memory),
     ),
-    row(
+    Row::new(
         "F-11",
         "PostgreSQL on the active cannot start any more",
         "bounded restarts, then the lease is given up and the passive takes over",
         Built(sites::active_s_server_cannot_start),
     ),
-    row(
+    Row::new(
         "F-12",
         "PostgreSQL crash-loops on the new active while the diverged old one comes back",
         "the lease does not go back to a diverged site",
         Built(histories::new_active_s_server_crash_loops),
     ),
-    row(
+    Row::new(
         "F-13",
         "the active's daemon crash-loops",
         "PostgreSQL does not run read-write without a lease",
         NotYet("the guardian process"),
     ),
-    row("F-14", "kill the witness", "commits go on", Built(sites::witness_is_killed)),
-    row(
+    Row::new("F-14", "kill the witness", "commits go on", Built(sites::witness_is_killed)),
+    Row::new(
         "F-15",
         "kill the active site and the witness together",
         "the passive has no majority and does not take over until the witness is back",
         Built(sites::active_and_witness_are_killed),
     ),
-    row(
+    Row::new(
         "F-16",
         "all three sites lose their processes at once",
         "they come back; no epoch is used twice; nothing is lost",
         Built(sites::everything_is_killed),
     ),
-    row(
+    Row::new(
         "F-17",
         "the active site gets next to no processor",
         "a correct failover or none; never two",
         Built(processes::active_site_starves),
     ),
-    row(
+    Row::new(
         "F-18",
         "the daemon runs out of file descriptors",
         "it fails closed and says so",
         Built(processes::active_s_daemon_gets_no_descriptors),
     ),
     // Network.
-    row(
+    Row::new(
         "F-19",
         "the active site is isolated; clients beside it go on trying",
         "its acknowledgements stop within a lease; the passive takes over",
         Built(links::active_is_isolated),
     ),
-    row(
+    Row::new(
         "F-20",
         "the passive site is isolated",
         "no failover; in zero commits wait, in bounded they go on",
         Built(links::passive_is_isolated),
     ),
-    row(
+    Row::new(
         "F-21",
         "the link between active and passive is cut; both hear the witness",
         "no failover; in zero commits wait, in bounded they go on",
         Built(links::sites_do_not_hear_each_other),
     ),
-    row(
+    Row::new(
         "F-22",
         "as F-21 while the passive leads the consensus",
         "the lease is renewed by another leader, or the passive takes over once and cleanly",
         Built(links::sites_do_not_hear_each_other_and_the_passive_leads),
     ),
-    row(
+    Row::new(
         "F-23",
         "one way: nothing from the active reaches the passive",
         "no failover; in zero commits wait, in bounded they go on",
         Built(links::passive_does_not_hear_the_active),
     ),
-    row(
+    Row::new(
         "F-24",
         "one way: nothing from the passive reaches the active",
         "no failover; in zero commits wait, in bounded they go on",
         Built(links::active_does_not_hear_the_passive),
     ),
-    row(
+    Row::new(
         "F-25",
         "the link between active and witness is cut",
         "commits go on",
         Built(links::active_and_witness_do_not_hear_each_other),
     ),
-    row(
+    Row::new(
         "F-26",
         "the consensus is blocked, the WAL's connection is open",
         "the lease ends although WAL flows; the passive takes over",
         Built(ports::consensus_is_blocked_and_wal_is_not),
     ),
-    row(
+    Row::new(
         "F-27",
         "the WAL's connection is blocked, the consensus is open",
         "no failover; in zero commits wait, in bounded they go on",
         Built(ports::wal_is_blocked_and_consensus_is_not),
     ),
-    row(
+    Row::new(
         "F-28",
         "clients do not reach the active, the sites hear each other",
         "no failover",
         Built(links::clients_do_not_reach_the_active),
     ),
-    row(
+    Row::new(
         "F-29",
         "the active's link flaps, up and down for 0.1 to 3 s, for half a minute",
         "one failover at most",
         Built(links::active_s_link_flaps),
     ),
-    row(
+    Row::new(
         "F-30",
         "30 of 100 packets between sites are lost",
         "commits go on, slower; no failover",
         Built(links::packets_are_lost),
     ),
-    row(
+    Row::new(
         "F-31",
         "the active's link gets slow: 10, 100 and 250 ms with jitter",
         "no failover",
         Built(links::active_s_link_is_slow),
-    ),
-    row(
+    )
+    // A log-in takes five round trips of up to 600 ms.
+    .with_patience(Duration::from_secs(6)),
+    Row::new(
         "F-32",
         "frames of the active's link overtake each other, come twice, or have a bit flipped",
         "no failover, no byte is stored twice or wrong",
         Built(links::active_s_link_reorders_and_repeats),
     ),
-    row(
+    Row::new(
         "F-33",
         "the active sends the passive 256 kbit/s at most",
         "heartbeats are not stuck behind WAL: no failover",
         Built(links::active_s_link_is_narrow),
     ),
-    row(
+    Row::new(
         "F-34",
         "large packets between active and passive vanish",
         "the WAL's standstill shows; no failover; in zero commits wait",
         Built(links::large_packets_vanish),
     ),
-    row(
+    Row::new(
         "F-35",
         "every connection between sites is reset, again and again",
         "they reconnect; one failover at most",
         Built(links::connections_are_reset),
     ),
-    row(
+    Row::new(
         "F-36",
         "a node of another cluster answers at the passive's address",
         "it is refused: nobody takes over, nothing is attached",
         Built(histories::another_cluster_answers),
     ),
-    row(
+    Row::new(
         "F-37",
         "links are cut one by one and healed in another order",
         "the cluster finds together again",
         Built(links::links_are_cut_one_by_one),
     ),
-    row(
+    Row::new(
         "F-38",
         "a majority hangs together only by way of the witness",
         "as F-21",
         Built(links::sites_do_not_hear_each_other),
     ),
     // PostgreSQL's semantics.
-    row(
+    Row::new(
         "F-39",
         "clients set synchronous_commit to local",
         "roles that do are counted; what one session sets is not seen",
         Built(postgres::commits_go_around_the_gate),
     ),
-    row(
+    Row::new(
         "F-40",
         "ALTER SYSTEM takes the gate out of synchronous_standby_names",
         "it has no effect: commits stay gated",
         Built(postgres::gate_s_name_is_edited),
     ),
-    row(
+    Row::new(
         "F-41",
         "a session that waits for its acknowledgement is cancelled",
         "it is told with a warning; its row is there or not, and both are right",
         Built(postgres::wait_is_cancelled),
     ),
-    row(
+    Row::new(
         "F-42",
         "the active's server crashes with WAL that nobody else has, and restarts",
         "it does not show what the passive has not got",
         Built(postgres::crash_with_unreplicated_wal),
     ),
-    row(
+    Row::new(
         "F-43",
         "a session idles in a transaction while a failover is ordered",
         "the order ends all the same, and nothing acknowledged is lost",
         Built(postgres::idle_transaction_at_an_ordered_failover),
     ),
-    row(
+    Row::new(
         "F-44",
         "a long query at the passive holds replay back when the active is lost",
         "the passive takes over after replaying what it has",
         Built(postgres::query_holds_replay_back),
     ),
-    row(
+    Row::new(
         "F-45",
         "a prepared transaction is open when the active is lost",
         "it can be committed at the other site",
         Built(postgres::prepared_transaction_survives),
     ),
-    row(
+    Row::new(
         "F-46",
         "unlogged tables and sequences when the active is lost",
         "the table is empty, the sequence does not go back",
         Built(postgres::unlogged_tables_and_sequences),
     ),
-    row(
+    Row::new(
         "F-47",
         "logical slots at failover",
         "nothing is skipped silently",
         NotYet("logical slots"),
     ),
-    row(
+    Row::new(
         "F-48",
         "a bulk load of some 300 MB",
         "no failover; exposure stays within the dial",
         Built(postgres::bulk_load),
     ),
-    row(
+    Row::new(
         "F-49",
         "the active is lost amid DDL, large transactions and rollbacks",
         "both sites hold the same afterwards",
         Built(postgres::lost_amid_ddl),
     ),
-    row(
+    Row::new(
         "F-50",
         "a page of the active fails its checksum",
         "no failover loop, an alarm",
         NotYet(STORAGE),
     ),
-    row("F-51", "wraparound is near", "an alarm only", NotYet("alarms")),
+    Row::new("F-51", "wraparound is near", "an alarm only", NotYet("alarms")),
     // Disks.
-    row("F-52", "the active's pg_wal is full", "as F-3", NotYet(STORAGE)),
-    row(
+    Row::new("F-52", "the active's pg_wal is full", "as F-3", NotYet(STORAGE)),
+    Row::new(
         "F-53",
         "the passive's journal has no room",
         "it confirms nothing that is not durable; in zero commits wait; it goes on once there is room",
         Built(disks::passive_s_journal_is_full),
     ),
-    row("F-54", "the archive is full", "slots stay bounded", NotYet(ARCHIVE)),
-    row("F-55", "the consensus' log is full", "the node stops voting", NotYet(STORAGE)),
-    row("F-56", "fsync of the consensus' log fails", "fatal; never tried again", NotYet(STORAGE)),
-    row("F-57", "fsync of the passive's journal fails", "no acknowledgement", NotYet(STORAGE)),
-    row("F-58", "fdatasync of the active's server fails", "PANIC, then failover", NotYet(STORAGE)),
-    row("F-59", "fsync lies", "the hash chain shows it at restart", NotYet(STORAGE)),
-    row(
+    Row::new("F-54", "the archive is full", "slots stay bounded", NotYet(ARCHIVE)),
+    Row::new("F-55", "the consensus' log is full", "the node stops voting", NotYet(STORAGE)),
+    Row::new(
+        "F-56",
+        "fsync of the consensus' log fails",
+        "fatal; never tried again",
+        NotYet(STORAGE),
+    ),
+    Row::new("F-57", "fsync of the passive's journal fails", "no acknowledgement", NotYet(STORAGE)),
+    Row::new(
+        "F-58",
+        "fdatasync of the active's server fails",
+        "PANIC, then failover",
+        NotYet(STORAGE),
+    ),
+    Row::new("F-59", "fsync lies", "the hash chain shows it at restart", NotYet(STORAGE)),
+    Row::new(
         "F-60",
         "torn write in the consensus' log",
         "only an unacknowledged tail is cut",
         NotYet(STORAGE),
     ),
-    row(
+    Row::new(
         "F-61",
         "torn write in shipped WAL",
         "resumes at the last verified record",
         NotYet(STORAGE),
     ),
-    row("F-62", "power fails at each fsync", "every point is survived", NotYet(STORAGE)),
-    row(
+    Row::new("F-62", "power fails at each fsync", "every point is survived", NotYet(STORAGE)),
+    Row::new(
         "F-63",
         "a bit of WAL flips in flight",
         "TLS or the payload's hash refuses it",
@@ -395,146 +421,151 @@ pub(crate) const ROWS: &[Row] = &[
             "needs frames with a corrected TCP checksum; F-32 flips bits that TCP itself refuses",
         ),
     ),
-    row("F-64", "a bit of WAL flips at rest", "scrubbing finds it", NotYet(ARCHIVE)),
-    row("F-65", "a bit of a backup flips", "verification fails loudly", NotYet(ARCHIVE)),
-    row("F-66", "a corrupt snapshot of the consensus", "it refuses to start", NotYet(STORAGE)),
-    row("F-67", "the consensus' vote is gone", "it refuses to start", NotYet(STORAGE)),
-    row(
+    Row::new("F-64", "a bit of WAL flips at rest", "scrubbing finds it", NotYet(ARCHIVE)),
+    Row::new("F-65", "a bit of a backup flips", "verification fails loudly", NotYet(ARCHIVE)),
+    Row::new("F-66", "a corrupt snapshot of the consensus", "it refuses to start", NotYet(STORAGE)),
+    Row::new("F-67", "the consensus' vote is gone", "it refuses to start", NotYet(STORAGE)),
+    Row::new(
         "F-68",
         "the consensus' directory is wiped",
         "the others refuse the old identity",
         NotYet(STORAGE),
     ),
-    row("F-69", "the consensus' directory is an old copy", "it is refused", NotYet(STORAGE)),
-    row("F-70", "a slow disk", "no failover within the budget", NotYet(STORAGE)),
-    row("F-71", "one write hangs", "the lease ends", NotYet(STORAGE)),
-    row("F-72", "the disk turns read-only", "it fails closed", NotYet(STORAGE)),
-    row(
+    Row::new("F-69", "the consensus' directory is an old copy", "it is refused", NotYet(STORAGE)),
+    Row::new("F-70", "a slow disk", "no failover within the budget", NotYet(STORAGE)),
+    Row::new("F-71", "one write hangs", "the lease ends", NotYet(STORAGE)),
+    Row::new("F-72", "the disk turns read-only", "it fails closed", NotYet(STORAGE)),
+    Row::new(
         "F-73",
         "pg_wal or a tablespace is missing at the passive",
         "promotion is refused",
         NotYet(STORAGE),
     ),
-    row("F-74", "PGDATA belongs to somebody else", "no restart storm", NotYet(STORAGE)),
+    Row::new("F-74", "PGDATA belongs to somebody else", "no restart storm", NotYet(STORAGE)),
     // Clocks.
-    row(
+    Row::new(
         "F-75",
         "wall clocks jump an hour ahead and an hour back, at each site in turn",
         "no failover, commits go on",
         Built(clocks::wall_clocks_jump),
     ),
-    row("F-76", "a monotonic clock drifts", "safe within the bound", Simulated),
-    row("F-77", "the boot clock jumps", "as F-9", Simulated),
-    row(
+    Row::new("F-76", "a monotonic clock drifts", "safe within the bound", Simulated),
+    Row::new("F-77", "the boot clock jumps", "as F-9", Simulated),
+    Row::new(
         "F-78",
         "the wall clock of the candidate steps during a promotion",
         "no effect",
         Built(clocks::wall_clock_steps_during_a_promotion),
     ),
-    row(
+    Row::new(
         "F-79",
         "a certificate is not valid yet",
         "a clear error, no failover loop",
         NotYet(SECURITY),
     ),
     // Consensus and lease.
-    row(
+    Row::new(
         "F-80",
         "the leader changes between grant and apply",
         "the holder acts on what is applied",
         Simulated,
     ),
-    row("F-81", "late and double grants, renewals, releases", "compared by epoch", Simulated),
-    row(
+    Row::new("F-81", "late and double grants, renewals, releases", "compared by epoch", Simulated),
+    Row::new(
         "F-82",
         "a new leader grants before the old lease is waited out",
         "must be caught",
         Simulated,
     ),
-    row(
+    Row::new(
         "F-83",
         "failover there and back again, as fast as roles allow",
         "three epochs, one history",
         Built(sites::there_and_back_again),
     ),
-    row("F-84", "failover during a change of members", "a joint majority decides", NotYet(MEMBERS)),
-    row("F-85", "a removed node goes on campaigning", "it is ignored", Simulated),
-    row(
+    Row::new(
+        "F-84",
+        "failover during a change of members",
+        "a joint majority decides",
+        NotYet(MEMBERS),
+    ),
+    Row::new("F-85", "a removed node goes on campaigning", "it is ignored", Simulated),
+    Row::new(
         "F-86",
         "a snapshot is installed during lease traffic",
         "the state is the log's",
         Simulated,
     ),
-    row("F-87", "the witness comes from a backup", "as F-69", NotYet(MEMBERS)),
-    row("F-88", "openraft #1802 is put back", "the net catches it", Simulated),
-    row("F-89", "rolling upgrade", "unknown is refused, never diverged", NotYet("upgrades")),
+    Row::new("F-87", "the witness comes from a backup", "as F-69", NotYet(MEMBERS)),
+    Row::new("F-88", "openraft #1802 is put back", "the net catches it", Simulated),
+    Row::new("F-89", "rolling upgrade", "unknown is refused, never diverged", NotYet("upgrades")),
     // WAL and timelines.
-    row(
+    Row::new(
         "F-90",
         "two histories with the same timeline number",
         "told apart by the promotion's identity; the site returns by rewind or clone",
         Built(histories::two_histories_have_one_number),
     ),
-    row(
+    Row::new(
         "F-91",
         "the old active has WAL beyond the switch",
         "it is kept before anything is rewound",
         Built(rejoin::divergent_wal_is_kept),
     ),
-    row(
+    Row::new(
         "F-92",
         "pg_rewind is killed",
         "the site is not promotable until it has been rewound or cloned anew",
         Built(rejoin::rewind_is_killed),
     ),
-    row(
+    Row::new(
         "F-93",
         "the WAL that a rewind needs is gone from the old active",
         "it is fetched from the journal, else the site is cloned",
         Built(histories::rewind_needs_wal_that_is_gone),
     ),
-    row(
+    Row::new(
         "F-94",
         "the old active's server is started by hand",
         "it confirms nothing",
         Built(rejoin::old_active_is_started_by_hand),
     ),
-    row(
+    Row::new(
         "F-95",
         "the active is lost while the passive is being cloned",
         "the incomplete copy is never promoted; the clone begins again",
         Built(rejoin::active_is_lost_during_a_clone),
     ),
-    row(
+    Row::new(
         "F-96",
         "the active's or the passive's site is killed at every step of a switchover",
         "one of both is active, never both, never none for ever",
         Built(histories::killed_at_every_step_of_a_switchover),
     ),
-    row("F-97", "failover during a drill", "production is not touched", NotYet(DRILL)),
-    row(
+    Row::new("F-97", "failover during a drill", "production is not touched", NotYet(DRILL)),
+    Row::new(
         "F-98",
         "the active is lost while the passive has a backlog to replay",
         "promotion waits for the replay of all it has",
         Built(rejoin::promoted_with_a_backlog),
     ),
-    row("F-99", "two writers archive one segment", "refused with an alarm", NotYet(ARCHIVE)),
-    row("F-100", "a segment is missing in the archive", "the gap is found", NotYet(ARCHIVE)),
-    row("F-101", "a slot is invalidated", "cloned again", NotYet(ARCHIVE)),
+    Row::new("F-99", "two writers archive one segment", "refused with an alarm", NotYet(ARCHIVE)),
+    Row::new("F-100", "a segment is missing in the archive", "the gap is found", NotYet(ARCHIVE)),
+    Row::new("F-101", "a slot is invalidated", "cloned again", NotYet(ARCHIVE)),
     // Hostile.
-    row("F-102", "wrong and expired certificates", "refused", NotYet(SECURITY)),
-    row("F-103", "replayed and forged calls", "refused", NotYet(SECURITY)),
-    row("F-104", "malformed messages", "bounded, no panic", NotYet(SECURITY)),
-    row("F-105", "slow and idle connections", "timed out", NotYet(SECURITY)),
-    row("F-106", "the witness lies", "outside the model; documented", Simulated),
+    Row::new("F-102", "wrong and expired certificates", "refused", NotYet(SECURITY)),
+    Row::new("F-103", "replayed and forged calls", "refused", NotYet(SECURITY)),
+    Row::new("F-104", "malformed messages", "bounded, no panic", NotYet(SECURITY)),
+    Row::new("F-105", "slow and idle connections", "timed out", NotYet(SECURITY)),
+    Row::new("F-106", "the witness lies", "outside the model; documented", Simulated),
     // Operators.
-    row(
+    Row::new(
         "F-107",
         "wrong orders",
         "refused, naming the evidence",
         NotYet("operator's verbs of later subjects"),
     ),
-    row("F-108", "secrets in the open", "refused to start; redacted", NotYet(SECURITY)),
+    Row::new("F-108", "secrets in the open", "refused to start; redacted", NotYet(SECURITY)),
 ];
 
 /// The row with this identity.

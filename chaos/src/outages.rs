@@ -55,6 +55,7 @@ const PROFILES: [Profile; 2] = [Profile::Default, Profile::Fast];
 const PACE: Pace = Pace {
     probe_interval: Duration::from_millis(10),
     statement_timeout: Duration::from_millis(400),
+    connect_timeout: Duration::from_millis(750),
     duration: Duration::ZERO,
 };
 
@@ -92,7 +93,7 @@ impl Event {
                 passive_is_lost,
             ),
         };
-        Row { id, title, expected, status: Status::Built(play) }
+        Row::new(id, title, expected, Status::Built(play))
     }
 
     /// How the cluster is configured for it.

@@ -32,6 +32,8 @@ pub(crate) struct Pace {
     pub(crate) probe_interval: Duration,
     /// A client gives a write up after this, and looks for another server.
     pub(crate) statement_timeout: Duration,
+    /// A client gives up to reach a server after this, log-in and first question included.
+    pub(crate) connect_timeout: Duration,
     /// For rows such as the soak.
     pub(crate) duration: Duration,
 }
@@ -41,8 +43,14 @@ impl Pace {
     pub(crate) const ROWS: Pace = Pace {
         probe_interval: Duration::from_millis(15),
         statement_timeout: Duration::from_secs(2),
+        connect_timeout: Duration::from_millis(750),
         duration: Duration::ZERO,
     };
+
+    /// Clients that know how far away their server is: they wait so long for each answer.
+    fn patient(self, patience: Duration) -> Pace {
+        Pace { statement_timeout: patience, connect_timeout: patience, ..self }
+    }
 }
 
 /// What a row came to. New keys may be added; a key's meaning does not change.
@@ -146,6 +154,7 @@ fn empty(row: &Row, mode: Mode) -> Played {
 fn act(row: &Row, lab: &Lab, runtime: &Runtime, pace: Pace, account: &mut Account) -> Result<()> {
     let play = row.play().context("this row has no scenario yet")?;
     lab.until("a protected cluster before the row", RETURN_TIMEOUT, || lab.protected().is_some())?;
+    let pace = row.patience.map_or(pace, |patience| pace.patient(patience));
     let workload = start_workload(lab, runtime, pace)?;
     let observer = Observer::start();
     let clocks = Clocks { workload: workload.now(), here: Instant::now(), boot: boot_seconds() };
@@ -190,6 +199,7 @@ fn start_workload(lab: &Lab, runtime: &Runtime, pace: Pace) -> Result<Workload> 
     options.writers_count = TENANTS;
     options.writes_per_second = WRITES_PER_SECOND;
     options.statement_timeout = pace.statement_timeout;
+    options.connect_timeout = pace.connect_timeout;
     options.probe_interval = pace.probe_interval;
     let _inside = runtime.enter();
     Ok(Workload::start(options))

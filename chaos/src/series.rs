@@ -31,32 +31,32 @@ pub(crate) enum Kind {
 /// Rounds in one mode before the other has its turn: each change founds a cluster.
 const ROUNDS_PER_MODE: u32 = 5;
 
-const ISOLATION: [Row; 1] = [Row {
-    id: "isolation",
-    title: "the active site is isolated",
-    expected: "as F-19",
-    status: Status::Built(links::active_is_isolated),
-}];
+const ISOLATION: [Row; 1] = [Row::new(
+    "isolation",
+    "the active site is isolated",
+    "as F-19",
+    Status::Built(links::active_is_isolated),
+)];
 
 const FREEZES: [Row; 3] = [
-    Row {
-        id: "freeze-daemon",
-        title: "SIGSTOP the active's daemon for half a lease, one and five",
-        expected: "as F-4",
-        status: Status::Built(processes::active_s_daemon_stands_still),
-    },
-    Row {
-        id: "freeze-postmaster",
-        title: "SIGSTOP the active's postmaster for two leases",
-        expected: "commits go on or move; none is lost",
-        status: Status::Built(processes::active_s_postmaster_stands_still_a_while),
-    },
-    Row {
-        id: "freeze-site",
-        title: "freeze the whole active site",
-        expected: "as F-8",
-        status: Status::Built(processes::active_site_stands_still),
-    },
+    Row::new(
+        "freeze-daemon",
+        "SIGSTOP the active's daemon for half a lease, one and five",
+        "as F-4",
+        Status::Built(processes::active_s_daemon_stands_still),
+    ),
+    Row::new(
+        "freeze-postmaster",
+        "SIGSTOP the active's postmaster for two leases",
+        "commits go on or move; none is lost",
+        Status::Built(processes::active_s_postmaster_stands_still_a_while),
+    ),
+    Row::new(
+        "freeze-site",
+        "freeze the whole active site",
+        "as F-8",
+        Status::Built(processes::active_site_stands_still),
+    ),
 ];
 
 /// What a series came to.

@@ -31,12 +31,12 @@ const CUT_FAST: Duration = Duration::from_millis(50);
 /// From the end of a cut to the next one: longer than a lease, so that each cut meets a fresh one.
 const BETWEEN: Duration = Duration::from_secs(5);
 
-const SOAK: Row = Row {
-    id: "soak",
-    title: "saturated processors and a link that flaps within what is tolerated",
-    expected: "no failover",
-    status: Status::Built(soak),
-};
+const SOAK: Row = Row::new(
+    "soak",
+    "saturated processors and a link that flaps within what is tolerated",
+    "no failover",
+    Status::Built(soak),
+);
 
 /// Busy loops, one for each processor; ended with this.
 struct Hogs(Vec<Child>);
