@@ -11,6 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use understudy_consensus::{Consensus, ProposeError};
+use understudy_core::node::PeerReport;
 use understudy_core::{Command, Outcome};
 use understudy_proto::v1::peer_server::PeerServer;
 use understudy_proto::v1::receipts_server::ReceiptsServer;
@@ -202,11 +203,20 @@ async fn publish(doors: Doors, publisher: watch::Sender<Arc<ClusterStatus>>) {
     let started = Instant::now();
     let mut ticks = tokio::time::interval(PUBLISH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut views = doors.view.clone();
+    let mut said = None;
     for sequence in 2.. {
-        ticks.tick().await;
+        let hurried = tokio::select! {
+            _ = ticks.tick() => false,
+            () = wanted_now(&mut views, said.as_ref()) => true,
+        };
         let view = doors.view.borrow().clone();
         let Some(view) = view else { continue };
         let status = doors.snapshot(&view, &mut builder, sequence);
+        if hurried {
+            doors.board.hurry();
+        }
+        said = Some(view.report);
         let cell = doors.cell.status();
         let local = Local {
             uptime: started.elapsed(),
@@ -217,6 +227,17 @@ async fn publish(doors: Doors, publisher: watch::Sender<Arc<ClusterStatus>>) {
         if publisher.send(Arc::new(status)).is_err() {
             return;
         }
+    }
+}
+
+/// Returns once somebody waits for what this node says of itself, and it says something new.
+async fn wanted_now(views: &mut watch::Receiver<Option<View>>, said: Option<&PeerReport>) {
+    let wanted = views.wait_for(|view| {
+        view.as_ref().is_some_and(|view| view.awaited && Some(&view.report) != said)
+    });
+    if wanted.await.is_err() {
+        // The core's thread is gone; the regular turn goes on until the daemon ends.
+        std::future::pending::<()>().await;
     }
 }
 

@@ -47,6 +47,8 @@ pub(crate) struct View {
     pub(crate) verdict: Verdict,
     pub(crate) report: PeerReport,
     pub(crate) lease_over: bool,
+    /// What this node says of itself is waited for.
+    pub(crate) awaited: bool,
     /// Since when clients are let in without a break, wall-clock microseconds.
     pub(crate) serving_since_unix_us: Option<i64>,
 }
@@ -185,7 +187,8 @@ impl Driver {
     fn publish(&mut self, now: BootInstant) {
         let standing = self.core.standing(now);
         self.shared.serving.store(standing.serving, Ordering::Relaxed);
-        let closely = matches!(standing.word, "replaying" | "sealing" | "promoting");
+        let awaited = self.core.is_awaited();
+        let closely = awaited || matches!(standing.word, "replaying" | "sealing" | "promoting");
         let interval = if closely { LOOK_CLOSELY_MS } else { LOOK_MS };
         if self.look_interval_ms.swap(interval, Ordering::Relaxed) > interval
             && let Some(hands) = &self.hands
@@ -206,7 +209,7 @@ impl Driver {
             let reason = standing.trouble.as_deref().unwrap_or("");
             tracing::info!(from, to = standing.word, reason, "state changes");
         }
-        let view = View { standing, verdict, report, lease_over, serving_since_unix_us };
+        let view = View { standing, verdict, report, lease_over, awaited, serving_since_unix_us };
         self.view.send_replace(Some(view));
     }
 }

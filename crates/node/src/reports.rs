@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 use understudy_core::node::{Event, PeerReport};
 use understudy_proto::v1::peer_client::PeerClient;
@@ -27,11 +27,17 @@ pub(crate) struct Board {
     reports: Mutex<Reports>,
     clock: Arc<dyn Clock>,
     events: mpsc::UnboundedSender<Event>,
+    hurried: watch::Sender<()>,
 }
 
 impl Board {
     pub(crate) fn new(clock: Arc<dyn Clock>, events: mpsc::UnboundedSender<Event>) -> Board {
-        Board { reports: Mutex::default(), clock, events }
+        Board { reports: Mutex::default(), clock, events, hurried: watch::Sender::new(()) }
+    }
+
+    /// The own report is wanted elsewhere: it does not wait for its turn.
+    pub(crate) fn hurry(&self) {
+        self.hurried.send_replace(());
     }
 
     /// Every report with the moment it came in.
@@ -88,8 +94,13 @@ pub(crate) async fn exchange(
     let mut client = PeerClient::new(channel);
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut hurried = board.hurried.subscribe();
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // The board outlives its readers.
+            _ = hurried.changed() => {}
+        }
         let Some(report) = board.of(me) else { continue };
         let request = v1::ReportRequest { report: Some(report) };
         match tokio::time::timeout(PATIENCE, client.report(request)).await {

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 use crate::server::{POLL, Server};
 use crate::settings::{ROLE_MANAGEMENT, ROLE_REPLICATION, ROLE_REWIND};
 
+/// Between two looks whether a reload has come through; clients wait meanwhile.
+const RELOAD_POLL: Duration = Duration::from_millis(5);
 /// For statements that only look or set a flag.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -75,23 +77,18 @@ impl Server {
     /// as a whole, ours included.
     pub async fn apply_hba(&self, mode: HbaMode, patience: Duration) -> Result<()> {
         let begun = Instant::now();
-        let before = self.configuration_loaded_at().await?;
+        let (before, _) = self.configuration_loaded_at().await?;
         self.write_hba(mode)?;
-        while self.configuration_loaded_at().await? == before {
+        let bad = loop {
+            let (loaded, bad) = self.configuration_loaded_at().await?;
+            if loaded != before {
+                break bad;
+            }
             if begun.elapsed() > patience {
                 return Err(Error::Timeout { what: "the reload of pg_hba.conf", waited: patience });
             }
-            tokio::time::sleep(POLL).await;
-        }
-        let mut session = self.session().await?;
-        let statement = sqlx::query(
-            "SELECT coalesce(string_agg('line ' || line_number || ': ' || error, '; '), '') AS bad \
-             FROM pg_hba_file_rules WHERE error IS NOT NULL",
-        )
-        .fetch_one(&mut session);
-        let row = connection::within("errors in pg_hba.conf", PATIENCE, statement).await?;
-        connection::close(session).await;
-        let bad: String = get(&row, "bad")?;
+            tokio::time::sleep(RELOAD_POLL).await;
+        };
         if bad.is_empty() {
             return Ok(());
         }
@@ -99,13 +96,18 @@ impl Server {
     }
 
     /// When the postmaster last read its configuration, as text: a new session inherits it from there.
-    async fn configuration_loaded_at(&self) -> Result<String> {
+    /// And what is wrong with the lines of `pg_hba.conf` as they are now.
+    async fn configuration_loaded_at(&self) -> Result<(String, String)> {
         let mut session = self.session().await?;
-        let statement =
-            sqlx::query("SELECT pg_conf_load_time()::text AS loaded").fetch_one(&mut session);
+        let statement = sqlx::query(
+            "SELECT pg_conf_load_time()::text AS loaded, (SELECT \
+             coalesce(string_agg('line ' || line_number || ': ' || error, '; '), '') \
+             FROM pg_hba_file_rules WHERE error IS NOT NULL) AS bad",
+        )
+        .fetch_one(&mut session);
         let row = connection::within("the time of its reload", PATIENCE, statement).await?;
         connection::close(session).await;
-        get(&row, "loaded")
+        Ok((get(&row, "loaded")?, get(&row, "bad")?))
     }
 
     /// Closes pg_hba and ends every client session until none is left; tells how many there were.

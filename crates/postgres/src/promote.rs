@@ -20,7 +20,7 @@ use crate::server::Server;
 /// The whole content of a burned history file: a comment, which PostgreSQL skips.
 pub const BURNED_HISTORY: &str = TimelineHistory::PASSED_OVER;
 
-const POLL: Duration = Duration::from_millis(10);
+const POLL: Duration = Duration::from_millis(5);
 const STATEMENT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A promotion that PostgreSQL has completed.

@@ -30,6 +30,8 @@ use crate::settings::{
 
 /// How often a condition is looked at while waiting for it.
 pub(crate) const POLL: Duration = Duration::from_millis(20);
+/// The same for a server that starts or stops, where one file is read and clients wait.
+const SWITCH_POLL: Duration = Duration::from_millis(5);
 /// How much of a log or of a tool's output goes into an error.
 pub(crate) const TAIL_LINES: usize = 15;
 /// How much of the log's end is read for it.
@@ -517,7 +519,7 @@ impl Server {
                 let log = self.log_tail(log_offset, TAIL_LINES);
                 return Err(Error::StartTimeout { waited: patience, last, log });
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(SWITCH_POLL).await;
         }
     }
 
@@ -544,14 +546,19 @@ impl Server {
         }
         let begun = Instant::now();
         loop {
-            let left = process::instance_processes(self.data_dir())?.len();
-            if left == 0 {
-                return Ok(());
+            let over = begun.elapsed() >= patience;
+            // The postmaster ends last; looking through all processes of the machine before that
+            // would only take time from the stop.
+            if over || self.running()?.is_none() {
+                let left = process::instance_processes(self.data_dir())?.len();
+                if left == 0 {
+                    return Ok(());
+                }
+                if over {
+                    return Err(Error::StopTimeout { waited: patience, left });
+                }
             }
-            if begun.elapsed() >= patience {
-                return Err(Error::StopTimeout { waited: patience, left });
-            }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(SWITCH_POLL).await;
         }
     }
 

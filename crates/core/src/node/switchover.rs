@@ -28,6 +28,9 @@ const GRACE_MAX: Duration = Duration::from_secs(5);
 /// The leader ends an operation that has not come to its end in all that its steps may take, and this.
 const STALE_AFTER: Duration = Duration::from_secs(60);
 
+/// A passive hurries with what it sees for so long after the last renewal.
+const AWAITED_MAX: Duration = Duration::from_secs(10);
+
 /// What the holder is doing for a switchover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Part {
@@ -276,6 +279,16 @@ impl Core {
         let (by, at_unix_us) = (self.proof(), self.wall_unix_us);
         let command = Command::Undo { by, operation: order.operation, why, at_unix_us };
         self.propose(now, Slot::Switchover, command);
+    }
+
+    /// The active is being moved and this node may be the next one: the leader waits for what is seen
+    /// here, the journal's end above all, so the usual few looks a second would be felt.
+    pub fn is_awaited(&self) -> bool {
+        let released = self.state.holder.as_ref().is_some_and(|holder| holder.released.is_some());
+        let moving = released || self.state.handover().is_some() || self.state.order.is_some();
+        // A lease that was given back may find no successor for long; that is no reason to hurry.
+        let lately = self.challenger.quiet_for(self.now).is_some_and(|span| span < AWAITED_MAX);
+        moving && lately && matches!(self.role, super::Role::Passive(_))
     }
 
     pub(super) fn switchover_prepared(&mut self, now: BootInstant) {

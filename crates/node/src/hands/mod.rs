@@ -178,7 +178,9 @@ impl Hands {
     pub(crate) async fn carry_out(&self, task: Task) -> Result<Completion, TaskFailure> {
         // A dropped predecessor has let go of the turn by the time that it is really gone.
         let _turn = self.inner.turn.lock().await;
-        self.inner.task_serial.fetch_add(1, Ordering::Relaxed);
+        if touches_data(&task) {
+            self.inner.task_serial.fetch_add(1, Ordering::Relaxed);
+        }
         let result = match task {
             Task::ReadIndex => unreachable!("the driver asks the consensus itself"),
             Task::PrepareData => self.prepare_data().await,
@@ -299,6 +301,26 @@ impl Hands {
             Ok(DataDirectory::Cluster(control)) => Some(control.system_id),
             Ok(_) | Err(_) => None,
         }
+    }
+}
+
+/// After it the data directory may be another one, so it is looked at anew, with a program of
+/// PostgreSQL's own; where it cannot be, that would only hold up the next step.
+fn touches_data(task: &Task) -> bool {
+    match task {
+        Task::PrepareData
+        | Task::Fence
+        | Task::PromoteLocally { .. }
+        | Task::Survey
+        | Task::Join { .. } => true,
+        Task::ReadIndex
+        | Task::Hold(_)
+        | Task::StopCleanly { .. }
+        | Task::LetClientsIn { .. }
+        | Task::Drain
+        | Task::PrepareSwitchover
+        | Task::ShutClientsOut { .. }
+        | Task::Seal(_) => false,
     }
 }
 
