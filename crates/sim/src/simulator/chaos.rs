@@ -170,25 +170,20 @@ impl World {
     }
 
     fn kill_postmaster(&mut self, node: usize) -> bool {
-        let found = self.machines[node].server.as_mut().filter(|server| server.postmaster);
+        let found = self.machines[node].postgres.server.as_mut().filter(|server| server.postmaster);
         found.is_some_and(|server| {
             server.postmaster = false;
             true
         })
     }
 
-    /// With `standby.signal` beside a running primary it comes up in recovery.
     fn restart_in_place(&mut self, node: usize) -> bool {
         let machine = &mut self.machines[node];
-        let Some(server) = &mut machine.server else { return false };
+        let Some(server) = &machine.postgres.server else { return false };
         if !server.primary || !server.postmaster {
             return false;
         }
-        server.primary = false;
-        server.waiting.clear();
-        server.socket = None;
-        machine.data.wal.crash();
-        server.replay = machine.data.wal.record_end();
+        machine.postgres.restart_in_place();
         true
     }
 

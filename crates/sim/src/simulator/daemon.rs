@@ -135,7 +135,7 @@ impl World {
         match command {
             Command::Release { by, .. } => {
                 let still = GivingBack {
-                    processes_left: machine.server.is_some(),
+                    processes_left: machine.postgres.server.is_some(),
                     gate_open: machine.gate_is_open(self.now),
                     renews: false,
                 };
@@ -171,18 +171,18 @@ impl World {
         }
         let now = self.machines[node].clock(self.now);
         let machine = &mut self.machines[node];
-        let postmaster = machine.server.as_ref().is_some_and(|server| server.postmaster);
+        let postmaster = machine.postgres.server.as_ref().is_some_and(|server| server.postmaster);
         if machine.server_running(self.now).is_some() {
             machine.answered_at = now;
         }
         let silent_for = now.since(machine.answered_at);
         let silent_for = if silent_for < PROBE_PATIENCE { Duration::ZERO } else { silent_for };
-        let postgres = match &machine.server {
+        let postgres = match &machine.postgres.server {
             Some(server) if postmaster => PostgresView::Running(PostgresFacts {
                 silent_for,
                 in_recovery: Some(!server.primary),
-                timeline: Some(machine.data.timeline),
-                flush_lsn: server.primary.then(|| Lsn(machine.data.wal.bytes())),
+                timeline: Some(machine.postgres.data.timeline),
+                flush_lsn: server.primary.then(|| Lsn(machine.postgres.data.wal.bytes())),
                 replay_lsn: (!server.primary).then_some(Lsn(server.replay)),
                 foreign_gate: false,
                 foreign_server: false,
@@ -190,13 +190,13 @@ impl World {
             }),
             Some(_) | None => PostgresView::Stopped,
         };
-        let data = match &machine.data {
+        let data = match &machine.postgres.data {
             data if data.dirty_marker => DataView::Unusable("incomplete".to_owned()),
             data if !data.present => DataView::Empty,
             data => DataView::Cluster { system_id: SYSTEM, timeline: data.control_timeline },
         };
         let journal = machine.journal.wal.as_ref().map(|wal| JournalView {
-            timeline: wal.timeline().unwrap_or(machine.data.timeline),
+            timeline: wal.timeline().unwrap_or(machine.postgres.data.timeline),
             durable_lsn: machine.durable_lsn(),
             promotion: machine.journal.lineage.last().map(|last| last.promotion),
         });

@@ -7,11 +7,10 @@ use understudy_core::node::{Completion, Event, Grant, Task, TaskFailure, TaskId}
 use understudy_core::rejoin::{Rung, Survey};
 use understudy_core::state::Phase;
 use understudy_types::{
-    Admission, Epoch, Lineage, Lsn, NodeId, PermitSerial, SealedEnd, SeededBug, Timeline,
+    Admission, Epoch, Lineage, Lsn, NodeId, PermitSerial, SealedEnd, SeededBug,
 };
 
 use super::content::WAL_BEGINS;
-use super::machine::Server;
 use super::plan::{Fault, MS, SEC};
 use super::world::{InDaemon, InServer, SYSTEM, World, note};
 
@@ -139,12 +138,7 @@ impl World {
             return on(1, self.random.between(100, 2000) * MS);
         }
         let id = self.number();
-        let data = &mut self.machines[node].data;
-        if !data.present {
-            data.present = true;
-            let rec = data.wal.insert(8000, id, Timeline::FIRST);
-            data.wal.flush(rec.end);
-        }
+        self.machines[node].postgres.init_db(id);
         done(Completion::DataReady)
     }
 
@@ -152,7 +146,7 @@ impl World {
         match stage {
             0 => {
                 self.stop_source(node);
-                if let Some(server) = &mut self.machines[node].server {
+                if let Some(server) = &mut self.machines[node].postgres.server {
                     server.open_to_clients = false;
                 }
                 if SeededBug::ReleaseBeforeTreeGone.is_on() {
@@ -190,16 +184,20 @@ impl World {
             1 => {
                 let machine = &self.machines[node];
                 let fits = machine.server_running(self.now).is_some_and(|server| {
-                    server.primary && server.postmaster && machine.data.timeline == grant.timeline
+                    server.primary
+                        && server.postmaster
+                        && machine.postgres.data.timeline == grant.timeline
                 });
                 if fits {
                     return on(3, self.random.between(5, 50) * MS);
                 }
                 self.machines[node].server_dies();
-                if self.machines[node].data.dirty_marker || !self.machines[node].data.present {
+                if self.machines[node].postgres.data.dirty_marker
+                    || !self.machines[node].postgres.data.present
+                {
                     return failed("the data directory is incomplete", false);
                 }
-                if self.machines[node].data.timeline != grant.timeline {
+                if self.machines[node].postgres.data.timeline != grant.timeline {
                     return failed("the data directory is on another timeline", false);
                 }
                 on(2, self.random.spread(100 * MS, 4 * SEC))
@@ -217,10 +215,10 @@ impl World {
         let right = machine
             .server_running(self.now)
             .is_some_and(|server| server.primary && server.postmaster);
-        if !right || machine.data.timeline != grant.timeline {
+        if !right || machine.postgres.data.timeline != grant.timeline {
             return failed("the server is not the primary that was expected", false);
         }
-        let end_lsn = Lsn(machine.data.wal.bytes());
+        let end_lsn = Lsn(machine.postgres.data.wal.bytes());
         self.start_source(node, grant);
         note!(self, "n{} holds epoch {} from {end_lsn}", node + 1, grant.epoch);
         done(Completion::Held { end_lsn })
@@ -230,30 +228,15 @@ impl World {
         let id = self.machines[node].id;
         self.judge(protocol::what_is_incomplete_does_not_run(
             id,
-            self.machines[node].data.incomplete,
+            self.machines[node].postgres.data.incomplete,
         ));
-        self.machines[node].server_dies();
         let machine = &mut self.machines[node];
+        machine.server_dies();
         if primary {
-            machine.data.wal.recover_as_primary();
-            // Crash recovery ends with a checkpoint.
-            machine.data.control_timeline = machine.data.timeline;
+            machine.postgres.start_primary();
         } else {
-            let end = machine.data.wal.record_end();
-            machine.data.wal.cut(end);
+            machine.postgres.start_standby();
         }
-        machine.server_lives += 1;
-        machine.server = Some(Server {
-            life: machine.server_lives,
-            primary,
-            postmaster: true,
-            open_to_clients: false,
-            stopping: false,
-            replay: machine.data.wal.record_end(),
-            replaying: false,
-            waiting: Default::default(),
-            socket: None,
-        });
         note!(self, "n{} server starts, primary {primary}", node + 1);
         if !primary {
             self.wish_replay(node);
@@ -267,7 +250,7 @@ impl World {
         if self.machines[node].server_running(self.now).is_none() {
             return failed("the server does not answer", false);
         }
-        if let Some(server) = &mut self.machines[node].server {
+        if let Some(server) = &mut self.machines[node].postgres.server {
             server.open_to_clients = true;
         }
         let takes = self.random.spread(100 * MS, 10 * SEC);
@@ -315,7 +298,8 @@ impl World {
             machine.journal.synced = wal.bytes();
         }
         let Some(wal) = &machine.journal.wal else { return done(Completion::Sealed(None)) };
-        let (bytes, timeline) = (wal.bytes(), wal.timeline().unwrap_or(machine.data.timeline));
+        let (bytes, timeline) =
+            (wal.bytes(), wal.timeline().unwrap_or(machine.postgres.data.timeline));
         let end = if SeededBug::SealAfterReading.is_on() { found } else { bytes };
         let sealed = SealedEnd {
             epoch,
@@ -330,7 +314,7 @@ impl World {
     fn promote(&mut self, node: usize, grant: &Grant, target: Lsn, stage: u8) -> Went {
         match stage {
             0 => {
-                if let Some(server) = &mut self.machines[node].server {
+                if let Some(server) = &mut self.machines[node].postgres.server {
                     server.open_to_clients = false;
                 }
                 on(1, self.random.between(1, 30) * MS)
@@ -350,7 +334,7 @@ impl World {
         let Some(server) = running.filter(|server| server.postmaster) else {
             return failed("the server does not answer", false);
         };
-        if !server.primary && self.machines[node].data.timeline >= grant.timeline {
+        if !server.primary && self.machines[node].postgres.data.timeline >= grant.timeline {
             // PostgreSQL takes the next number, and the one that was granted is used up.
             return failed("PostgreSQL chose another timeline", true);
         }
@@ -358,24 +342,13 @@ impl World {
             // Recovery ends with everything that the journal can give.
             self.replay_all(node);
             let id = self.number();
-            let machine = &mut self.machines[node];
-            let fork = machine.data.wal.record_end();
-            machine.data.wal.cut(fork);
-            let left = machine.data.timeline;
-            machine.data.ancestors.push((left, fork));
-            machine.data.timeline = grant.timeline;
-            let rec = machine.data.wal.insert(50, id, grant.timeline);
-            machine.data.wal.flush(rec.end);
-            if let Some(server) = &mut machine.server {
-                server.primary = true;
-                server.open_to_clients = false;
-            }
+            let fork = self.machines[node].postgres.promote(grant.timeline, id);
             // PostgreSQL asks for a checkpoint of its own, and takes its time over it.
             let takes = self.random.spread(SEC, 60 * SEC);
             self.in_server(node, takes, InServer::Checkpoint);
             note!(self, "n{} promoted to timeline {} at {fork}", node + 1, grant.timeline);
         }
-        let data = &self.machines[node].data;
+        let data = &self.machines[node].postgres.data;
         if data.timeline != grant.timeline {
             return failed("PostgreSQL chose another timeline", true);
         }
@@ -391,7 +364,7 @@ impl World {
             return on(1, self.random.between(5, 300) * MS);
         }
         let machine = &self.machines[node];
-        let data = &machine.data;
+        let data = &machine.postgres.data;
         done(Completion::Surveyed(if data.dirty_marker {
             Survey::Dirty
         } else if !data.present {
@@ -435,7 +408,7 @@ impl World {
             }
             (1, Rung::Follow) => {
                 let machine = &mut self.machines[node];
-                let own = machine.data.wal.record_end();
+                let own = machine.postgres.data.wal.record_end();
                 let goes_on = machine.journal.durable().is_some_and(|durable| durable >= own)
                     && machine
                         .journal
@@ -467,12 +440,14 @@ impl World {
                 on(4, self.random.spread(50 * MS, 3 * SEC))
             }
             _ => {
-                if self.machines[node].data.dirty_marker || !self.machines[node].data.present {
+                if self.machines[node].postgres.data.dirty_marker
+                    || !self.machines[node].postgres.data.present
+                {
                     return failed("the data directory is incomplete", false);
                 }
                 self.start_server(node, false);
                 self.check_standby(node, history);
-                if let Some(server) = &mut self.machines[node].server {
+                if let Some(server) = &mut self.machines[node].postgres.server {
                     server.open_to_clients = true;
                 }
                 done(Completion::Joined)
@@ -492,7 +467,9 @@ impl World {
             return failed("the holder cannot be reached", false);
         }
         let wanted = history.last().map(|last| last.timeline);
-        if rung == Rung::Rewind && Some(self.machines[holder].data.control_timeline) != wanted {
+        if rung == Rung::Rewind
+            && Some(self.machines[holder].postgres.data.control_timeline) != wanted
+        {
             if self.now - begun < CHECKPOINT_PATIENCE {
                 return on(1, 200 * MS);
             }
@@ -501,11 +478,16 @@ impl World {
         if rung == Rung::Rewind && self.random.chance(60) {
             return failed("pg_rewind refuses", true);
         }
+        let source = &self.machines[holder].postgres.data;
+        if rung == Rung::Rewind && !self.machines[node].postgres.needs_rewind_from(source) {
+            self.empty_journal(node);
+            return on(3, MS);
+        }
         // Files come over in any order. WAL that parts from the holder's is often gone long before the
         // data files fit to what is left: by its WAL alone such a directory looks as if it could follow.
         let cuts_first = self.random.chance(500);
-        let source = self.machines[holder].data.wal.clone();
-        let data = &mut self.machines[node].data;
+        let source = self.machines[holder].postgres.data.wal.clone();
+        let data = &mut self.machines[node].postgres.data;
         data.dirty_marker = !SeededBug::NoDirtyMarker.is_on();
         data.incomplete = true;
         data.present = true;
@@ -524,17 +506,8 @@ impl World {
         if !self.copy_source_answers(node, holder) {
             return failed("the holder went away during the copy", false);
         }
-        let source = self.machines[holder].data.clone();
-        let data = &mut self.machines[node].data;
-        data.wal = source.wal;
-        data.wal.crash();
-        let end = data.wal.record_end();
-        data.wal.cut(end);
-        data.timeline = source.timeline;
-        data.control_timeline = source.control_timeline;
-        data.ancestors = source.ancestors;
-        data.incomplete = false;
-        data.dirty_marker = false;
+        let source = self.machines[holder].postgres.data.clone();
+        self.machines[node].postgres.become_copy_of(source);
         self.empty_journal(node);
         on(3, MS)
     }

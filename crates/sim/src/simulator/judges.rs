@@ -34,7 +34,7 @@ impl World {
         };
         let truth = Truth {
             newest_epoch: state.epoch,
-            flush_lsn: Lsn(machine.data.wal.bytes()),
+            flush_lsn: Lsn(machine.postgres.data.wal.bytes()),
             durable: &durable,
             eligible: &eligible,
             credit: self.raft.credit,
@@ -78,7 +78,7 @@ impl World {
     fn check_exposure(&mut self, node: usize, written: &Written) {
         let Some(ceiling) = written.permit.exposure_max else { return };
         let machine = &self.machines[node];
-        let new = machine.server.as_ref().and_then(|s| s.waiting.front());
+        let new = machine.postgres.server.as_ref().and_then(|s| s.waiting.front());
         let Some(source) = &machine.source else { return };
         if new.is_none_or(|waiter| waiter.end > written.upto) {
             return;
@@ -87,9 +87,10 @@ impl World {
             let told = source.receivers.get(id).map_or(Lsn::ZERO, |r| r.durable_lsn);
             let other = &self.machines[self.index_of(*id)];
             // A whole standby holds what its base backup brought, before its journal has it.
-            let data = &other.data;
+            let data = &other.postgres.data;
             let copied = data.wal.last_complete().filter(|last| {
-                let same = machine.data.wal.at(last.start).is_some_and(|rec| rec.id == last.id);
+                let same =
+                    machine.postgres.data.wal.at(last.start).is_some_and(|rec| rec.id == last.id);
                 data.present && !data.incomplete && same
             });
             let copied = copied.map_or(0, |last| last.end);
@@ -120,7 +121,7 @@ impl World {
     pub(crate) fn check_release(&mut self, by: NodeId) {
         let machine = &self.machines[self.index_of(by)];
         let still = GivingBack {
-            processes_left: machine.server.is_some() && machine.release_proposed.is_some(),
+            processes_left: machine.postgres.server.is_some() && machine.release_proposed.is_some(),
             gate_open: machine.gate_is_open(self.now),
             renews: false,
         };
@@ -140,7 +141,7 @@ impl World {
     /// A standby starts: what it holds has to be the cluster's.
     pub(crate) fn check_standby(&mut self, node: usize, history: &[Lineage]) {
         let machine = &self.machines[node];
-        let Some(last) = machine.data.wal.last_complete().copied() else { return };
+        let Some(last) = machine.postgres.data.wal.last_complete().copied() else { return };
         let place = history.iter().position(|entry| entry.timeline == last.timeline);
         let beyond = match place {
             None => Some(Lsn(last.start)),
@@ -155,7 +156,8 @@ impl World {
 
     pub(crate) fn check_replay(&mut self, node: usize) {
         let machine = &self.machines[node];
-        let replay = machine.server.as_ref().map_or(Lsn::ZERO, |server| Lsn(server.replay));
+        let replay =
+            machine.postgres.server.as_ref().map_or(Lsn::ZERO, |server| Lsn(server.replay));
         self.judge(protocol::a_standby_is_not_ahead_of_its_journal(replay, machine.durable_lsn()));
     }
 
@@ -171,7 +173,7 @@ impl World {
             }
         }
         self.judge(protocol::the_same_log_gives_the_same_state(equal, index));
-        let [north, south] = [0, 1].map(|node| &self.machines[node].data.wal);
+        let [north, south] = [0, 1].map(|node| &self.machines[node].postgres.data.wal);
         let differs = north.first_difference(south).map(Lsn);
         let missing: Vec<_> = self
             .acks

@@ -44,7 +44,7 @@ fn named<'a>(acked: impl IntoIterator<Item = &'a Acked>) -> Vec<(Lsn, Epoch)> {
 impl World {
     /// A new epoch runs: what was acknowledged and is not in its WAL is lost.
     pub(crate) fn account_for_losses(&mut self, node: usize, stated: Option<LossBound>) {
-        let wal = &self.machines[node].data.wal;
+        let wal = &self.machines[node].postgres.data.wal;
         let (kept, lost): (Vec<_>, Vec<_>) = std::mem::take(&mut self.acks)
             .into_iter()
             .partition(|ack| wal.holds(Lsn(ack.start), ack.id));
@@ -90,7 +90,7 @@ impl World {
     /// lost like what was delivered in time.
     pub(crate) fn delivered_late(&mut self, acked: &[Acked], active: Option<NodeId>) {
         let Some(active) = active else { return };
-        let wal = &self.machines[self.index_of(active)].data.wal;
+        let wal = &self.machines[self.index_of(active)].postgres.data.wal;
         let lost: Vec<Acked> =
             acked.iter().filter(|ack| !wal.holds(Lsn(ack.start), ack.id)).copied().collect();
         self.lost_count += lost.len() as u64;

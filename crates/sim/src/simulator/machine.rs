@@ -1,6 +1,6 @@
 //! The parts of a modelled machine: what its disks hold, what runs on it, and its clocks.
 //!
-//! Durable and volatile are apart: a power loss keeps `Journal`, `Data` and the counters, and of those
+//! Durable and volatile are apart: a power loss keeps `Journal`, `Postgres::data` and the counters, and of those
 //! only what was synced. Nothing here decides or schedules.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, VecDeque};
 use understudy_core::node::{Core, CoreOptions, Event, Task, TaskId};
 use understudy_types::{
     Admission, BootInstant, DurabilityMode, Epoch, Lineage, Lsn, NodeId, NodeKind, Permit,
-    PermitSerial, ProcessStart, PromotionId, ReceiverPosition, SeededBug, Timeline,
+    PermitSerial, ProcessStart, PromotionId, ReceiverPosition, SeededBug,
 };
 use understudy_wal::exposure::ExposureTracker;
 
-use super::content::{WAL_BEGINS, Wal};
+use super::content::Wal;
 use super::plan::Plan;
+use super::postgres::{Postgres, Server};
 
 /// The journal of a node.
 #[derive(Clone, Debug, Default)]
@@ -51,66 +52,6 @@ impl Journal {
             self.admitted = None;
         }
     }
-}
-
-/// A data directory.
-#[derive(Clone, Debug)]
-pub(crate) struct Data {
-    pub(crate) present: bool,
-    /// The truth: a rewind or clone is not finished.
-    pub(crate) incomplete: bool,
-    /// What the disk says about it.
-    pub(crate) dirty_marker: bool,
-    pub(crate) wal: Wal,
-    pub(crate) timeline: Timeline,
-    /// Of its last checkpoint.
-    pub(crate) control_timeline: Timeline,
-    /// Timelines that were left, and where.
-    pub(crate) ancestors: Vec<(Timeline, u64)>,
-}
-
-impl Data {
-    pub(crate) fn nothing() -> Data {
-        Data {
-            present: false,
-            incomplete: false,
-            dirty_marker: false,
-            wal: Wal::from(WAL_BEGINS),
-            timeline: Timeline::FIRST,
-            control_timeline: Timeline::FIRST,
-            ancestors: Vec::new(),
-        }
-    }
-
-    /// Where the directory's present timeline was forked, if it was.
-    pub(crate) fn fork(&self) -> Option<u64> {
-        self.ancestors.last().map(|(_, switch)| *switch)
-    }
-}
-
-/// A commit that waits for its standby.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Waiter {
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-    pub(crate) id: u64,
-}
-
-/// PostgreSQL's processes.
-#[derive(Clone, Debug)]
-pub(crate) struct Server {
-    pub(crate) life: u64,
-    pub(crate) primary: bool,
-    /// The postmaster is alive; without it sessions may go on all the same.
-    pub(crate) postmaster: bool,
-    pub(crate) open_to_clients: bool,
-    /// It was told to stop; without the gate's connection nothing holds that up any more.
-    pub(crate) stopping: bool,
-    pub(crate) replay: u64,
-    pub(crate) replaying: bool,
-    pub(crate) waiting: VecDeque<Waiter>,
-    /// A status update that lies in the socket.
-    pub(crate) socket: Option<Written>,
 }
 
 /// A status update of the gate.
@@ -217,7 +158,7 @@ pub(crate) struct Machine {
     // Durable.
     pub(crate) process: u64,
     pub(crate) journal: Journal,
-    pub(crate) data: Data,
+    pub(crate) postgres: Postgres,
     /// The log index of the last snapshot of the replicated state.
     pub(crate) snapshot: usize,
     // The machine.
@@ -248,9 +189,7 @@ pub(crate) struct Machine {
     pub(crate) answered_at: BootInstant,
     pub(crate) believes_leader_until: u64,
     pub(crate) release_proposed: Option<Epoch>,
-    // PostgreSQL.
-    pub(crate) server: Option<Server>,
-    pub(crate) server_lives: u64,
+    // Its processes.
     pub(crate) server_frozen_until: u64,
 }
 
@@ -263,7 +202,7 @@ impl Machine {
             kind,
             process: 1,
             journal: Journal::default(),
-            data: Data::nothing(),
+            postgres: Postgres::nothing(),
             snapshot: 0,
             powered: true,
             booted_at: 0,
@@ -290,8 +229,6 @@ impl Machine {
             answered_at: BootInstant::ZERO,
             believes_leader_until: 0,
             release_proposed: None,
-            server: None,
-            server_lives: 0,
             server_frozen_until: 0,
         }
     }
@@ -321,7 +258,7 @@ impl Machine {
         self.doing = None;
         self.source = None;
         self.last_write = None;
-        if self.server.as_ref().is_some_and(|server| server.stopping) {
+        if self.postgres.server.as_ref().is_some_and(|server| server.stopping) {
             self.server_dies();
         }
         self.following = None;
@@ -335,23 +272,22 @@ impl Machine {
     }
 
     pub(crate) fn server_dies(&mut self) {
-        if self.server.take().is_some() {
-            self.data.wal.crash();
-        }
+        self.postgres.die();
         self.server_frozen_until = 0;
     }
 
     /// The server that answers; a frozen one does not.
     pub(crate) fn server_running(&self, now: u64) -> Option<&Server> {
         let frozen = now < self.server_frozen_until || now < self.suspended_until;
-        self.server.as_ref().filter(|_| self.powered && !frozen)
+        self.postgres.server.as_ref().filter(|_| self.powered && !frozen)
     }
 
     /// The gate could release now.
     pub(crate) fn gate_is_open(&self, now: u64) -> bool {
         self.daemon
             && self.source.as_ref().is_some_and(|source| {
-                let serves = self.server.as_ref().is_some_and(|s| s.life == source.server_life);
+                let serves =
+                    self.postgres.server.as_ref().is_some_and(|s| s.life == source.server_life);
                 serves && self.cell.in_force(self.clock(now), source).is_some()
             })
     }

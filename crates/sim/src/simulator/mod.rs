@@ -14,6 +14,7 @@ mod losses;
 mod machine;
 mod operator;
 mod plan;
+mod postgres;
 mod raft;
 mod random;
 mod recording;

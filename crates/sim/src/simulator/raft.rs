@@ -210,7 +210,8 @@ impl World {
                 self.judge(protocol::no_gate_is_open_when_an_epoch_is_granted(&open, *epoch));
                 let machine = &self.machines[self.index_of(*to)];
                 // A mark on the disk keeps it from running; what is not whole and not marked would run.
-                let unmarked = machine.data.incomplete && !machine.data.dirty_marker;
+                let unmarked =
+                    machine.postgres.data.incomplete && !machine.postgres.data.dirty_marker;
                 self.judge(protocol::what_is_incomplete_does_not_run(*to, unmarked));
             }
             Command::Promoted { node, .. } => {

@@ -1,8 +1,7 @@
-//! PostgreSQL, modelled: clients commit, WAL is flushed, commits wait for their standby, a standby
-//! replays what its journal holds.
+//! What happens in a server by itself: clients commit, WAL is flushed, a gate's message is read, a
+//! standby replays what its journal holds.
 
-use super::content::Rec;
-use super::machine::{Acked, Waiter};
+use super::machine::Acked;
 use super::plan::MS;
 use super::world::{Happening, InServer, World};
 
@@ -27,37 +26,45 @@ impl World {
         }
         let most = self.plan.record_bytes_max;
         if self.random.chance(300) {
-            self.insert(node, most);
+            let id = self.number();
+            let length = self.random.spread(40, most);
+            self.machines[node].postgres.write(length, id);
         }
         if commits {
-            let rec = self.insert(node, most.min(8_000));
-            if let Some(server) = &mut self.machines[node].server {
-                server.waiting.push_back(Waiter { start: rec.start, end: rec.end, id: rec.id });
-            }
+            let id = self.number();
+            let length = self.random.spread(40, most.min(8_000));
+            self.machines[node].postgres.commit(length, id);
         }
-        let upto = self.machines[node].data.wal.inserted();
+        self.cancel_a_wait(node);
+        let upto = self.machines[node].postgres.data.wal.inserted();
         let takes = self.fsync(node);
         self.in_server(node, takes, InServer::Flush { upto });
     }
 
-    fn insert(&mut self, node: usize, bytes_max: u64) -> Rec {
-        let id = self.number();
-        let length = self.random.spread(40, bytes_max);
-        let data = &mut self.machines[node].data;
-        data.wal.insert(length, id, data.timeline)
+    /// Whoever cancels is told that the commit stands here only: nothing is promised, and nothing that
+    /// is lost of it counts.
+    fn cancel_a_wait(&mut self, node: usize) {
+        let postgres = &mut self.machines[node].postgres;
+        let Some(server) = &postgres.server else { return };
+        let Some(dice) = &mut self.cancels else { return };
+        if !server.waiting.is_empty() && dice.chance(30) {
+            let index = dice.between(0, server.waiting.len() as u64 - 1) as usize;
+            let id = server.waiting[index].id;
+            postgres.cancel(id);
+        }
     }
 
     pub(crate) fn flush(&mut self, node: usize, upto: u64) {
         let torn = self.random.chance(100);
-        let inserted = self.machines[node].data.wal.inserted();
+        let inserted = self.machines[node].postgres.data.wal.inserted();
         // Pages are flushed, not records: the next record may be there in part.
         let upto = match torn && inserted > upto {
             true => self.random.between(upto, inserted),
             false => upto,
         };
         let machine = &mut self.machines[node];
-        if machine.server.as_ref().is_some_and(|server| server.primary) {
-            machine.data.wal.flush(upto);
+        if machine.postgres.server.as_ref().is_some_and(|server| server.primary) {
+            machine.postgres.data.wal.flush(upto);
             if self.runs(node) {
                 self.source_moves(node);
             }
@@ -66,24 +73,22 @@ impl World {
 
     /// The walsender reads the gate's status update, and PostgreSQL releases commits.
     pub(crate) fn read_socket(&mut self, node: usize) {
-        let Some(server) = &mut self.machines[node].server else { return };
+        let Some(server) = &mut self.machines[node].postgres.server else { return };
         let Some(written) = server.socket.take() else { return };
-        let mut acked = Vec::new();
-        while let Some(first) = server.waiting.front().copied() {
-            if first.end > written.upto {
-                break;
-            }
-            server.waiting.pop_front();
-            acked.push(Acked {
-                start: first.start,
-                end: first.end,
-                id: first.id,
+        let postgres = &mut self.machines[node].postgres;
+        let acked: Vec<Acked> = postgres
+            .confirm(written.upto)
+            .into_iter()
+            .map(|waiter| Acked {
+                start: waiter.start,
+                end: waiter.end,
+                id: waiter.id,
                 epoch: written.epoch,
                 mode: written.permit.mode,
                 waited: !written.permit.waited_for.is_empty(),
                 decided_at: written.decided_at,
-            });
-        }
+            })
+            .collect();
         if acked.is_empty() {
             return;
         }
@@ -103,7 +108,7 @@ impl World {
             true => self.random.spread(20 * MS, 3000 * MS),
             false => self.random.spread(MS / 2, 20 * MS),
         };
-        if let Some(server) = &mut self.machines[node].server
+        if let Some(server) = &mut self.machines[node].postgres.server
             && !server.primary
             && !server.replaying
         {
@@ -113,7 +118,7 @@ impl World {
     }
 
     pub(crate) fn replay(&mut self, node: usize) {
-        if let Some(server) = &mut self.machines[node].server {
+        if let Some(server) = &mut self.machines[node].postgres.server {
             server.replaying = false;
         }
         // The relay serves it; without the daemon there is nothing new.
@@ -130,32 +135,10 @@ impl World {
     pub(crate) fn replay_all(&mut self, node: usize) -> bool {
         let machine = &mut self.machines[node];
         let Some(wal) = &machine.journal.wal else { return false };
-        let durable = wal.record_end_before(machine.journal.synced);
-        let held = machine.data.wal.record_end();
-        if wal.begin() > held || durable <= held {
-            return false;
+        let went_on = machine.postgres.replay(wal, machine.journal.synced);
+        if went_on {
+            self.check_replay(node);
         }
-        let recs = wal.after(held).to_vec();
-        let timeline = wal.timeline();
-        let took = machine.data.wal.take(&recs, durable);
-        assert!(took.is_ok(), "a standby's WAL ends at {held}, and the journal goes on there");
-        let switches: Vec<(understudy_types::Timeline, u64)> = recs
-            .windows(2)
-            .filter(|pair| pair[0].timeline != pair[1].timeline)
-            .map(|pair| (pair[0].timeline, pair[1].start))
-            .collect();
-        let first = recs.first().map(|rec| rec.timeline);
-        if first.is_some_and(|first| first != machine.data.timeline) {
-            machine.data.ancestors.push((machine.data.timeline, held));
-        }
-        machine.data.ancestors.extend(switches);
-        if let Some(timeline) = timeline {
-            machine.data.timeline = timeline;
-        }
-        if let Some(server) = &mut machine.server {
-            server.replay = machine.data.wal.record_end();
-        }
-        self.check_replay(node);
-        true
+        went_on
     }
 }

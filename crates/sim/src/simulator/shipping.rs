@@ -28,13 +28,13 @@ impl World {
         self.stop_source(node);
         let id = self.number();
         let machine = &mut self.machines[node];
-        let Some(server) = &machine.server else { return };
+        let Some(server) = &machine.postgres.server else { return };
         machine.source = Some(Source {
             id,
             server_life: server.life,
             epoch: grant.epoch,
             promotion: grant.promotion,
-            flush: machine.data.wal.bytes(),
+            flush: machine.postgres.data.wal.bytes(),
             tracker: ExposureTracker::new(grant.exposed_since),
             receivers: Default::default(),
             busy: None,
@@ -89,7 +89,7 @@ impl World {
 
     fn gate_connected(&self, node: usize) -> bool {
         let machine = &self.machines[node];
-        match (&machine.source, &machine.server) {
+        match (&machine.source, &machine.postgres.server) {
             (Some(source), Some(server)) => source.server_life == server.life && server.primary,
             (Some(_) | None, _) => false,
         }
@@ -108,7 +108,7 @@ impl World {
     pub(crate) fn source_moves(&mut self, node: usize) {
         let connected = self.gate_connected(node);
         let frozen = self.machines[node].server_running(self.now).is_none();
-        let bytes = self.machines[node].data.wal.bytes();
+        let bytes = self.machines[node].postgres.data.wal.bytes();
         let Some(source) = &mut self.machines[node].source else { return };
         if connected && !frozen {
             source.flush = source.flush.max(bytes);
@@ -200,7 +200,7 @@ impl World {
     pub(crate) fn gate_write(&mut self, node: usize, id: u64) {
         let machine = &mut self.machines[node];
         if let Some((_, life, written)) = machine.last_write.take_if(|(of, ..)| *of == id) {
-            if machine.server.as_ref().is_some_and(|server| server.life == life) {
+            if machine.postgres.server.as_ref().is_some_and(|server| server.life == life) {
                 self.check_write(node, &written);
                 self.deliver(node, written);
             }
@@ -212,7 +212,7 @@ impl World {
 
     fn deliver(&mut self, node: usize, written: Written) {
         let machine = &mut self.machines[node];
-        if let Some(server) = &mut machine.server {
+        if let Some(server) = &mut machine.postgres.server {
             server.socket = Some(written);
         }
         if machine.server_running(self.now).is_some() {
@@ -265,7 +265,7 @@ impl World {
     /// What the source finds when it compares the receiver's end with its own WAL.
     fn refusal(&self, node: usize, holder: usize) -> Option<String> {
         let journal = &self.machines[node].journal;
-        let (wal, data) = (journal.wal.as_ref()?, &self.machines[holder].data);
+        let (wal, data) = (journal.wal.as_ref()?, &self.machines[holder].postgres.data);
         let durable = wal.record_end_before(journal.synced);
         let timeline = wal.timeline()?;
         let end_of = |(left, switch): &(_, u64)| (*left == timeline).then_some(*switch);
@@ -290,8 +290,8 @@ impl World {
         let machine = &mut self.machines[node];
         if machine.journal.wal.is_none() {
             // An empty journal begins some way before what the standby has.
-            let end = machine.data.wal.record_end();
-            let begin = machine.data.wal.after(end.saturating_sub(200_000)).first();
+            let end = machine.postgres.data.wal.record_end();
+            let begin = machine.postgres.data.wal.after(end.saturating_sub(200_000)).first();
             machine.journal.wal = Some(Wal::from(begin.map_or(WAL_BEGINS, |rec| rec.start)));
             machine.journal.synced = machine.journal.wal.as_ref().map_or(0, Wal::begin);
             let lineage = self.machines[holder].journal.lineage.clone();
@@ -395,7 +395,7 @@ impl World {
         loop {
             let Some(session) = self.sessions.get(&id).cloned() else { return };
             let Some(source) = &self.machines[session.from].source else { return };
-            let flush = source.flush.min(self.machines[session.from].data.wal.bytes());
+            let flush = source.flush.min(self.machines[session.from].postgres.data.wal.bytes());
             let waits = session.in_flight >= IN_FLIGHT_MAX || session.broken_since.is_some();
             if waits || session.sent >= flush || !self.runs(session.from) {
                 return;
@@ -405,6 +405,7 @@ impl World {
                 upto = self.random.between(session.sent + 1, upto); // frames know no records
             }
             let recs: Vec<Rec> = self.machines[session.from]
+                .postgres
                 .data
                 .wal
                 .after(session.sent)
@@ -518,7 +519,7 @@ impl World {
             Some(wal) if too_early => wal.record_end(),
             Some(_) | None => machine.durable_lsn().0,
         };
-        let standby = machine.server.as_ref().filter(|server| !server.primary);
+        let standby = machine.postgres.server.as_ref().filter(|server| !server.primary);
         let replay = standby.map(|server| server.replay);
         if session.broken_since.is_some() {
             return;

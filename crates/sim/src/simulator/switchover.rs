@@ -24,8 +24,7 @@ impl World {
         {
             return failed("the checkpoint was not written", false);
         }
-        let data = &mut self.machines[node].data;
-        data.control_timeline = data.timeline;
+        self.machines[node].postgres.checkpoint();
         done(Completion::SwitchoverPrepared)
     }
 
@@ -41,7 +40,7 @@ impl World {
             return failed("the server does not answer", false);
         }
         let lasts = self.random.between(1, 300) * MS;
-        let Some(server) = &mut self.machines[node].server else {
+        let Some(server) = &mut self.machines[node].postgres.server else {
             return failed("the server does not run", false);
         };
         server.open_to_clients = false;
@@ -52,8 +51,7 @@ impl World {
         if !server.waiting.is_empty() && !over {
             return on(1, 20 * MS);
         }
-        // Whoever still waits is told that the session ends: no acknowledgement.
-        server.waiting.clear();
+        self.machines[node].postgres.end_sessions();
         done(Completion::ClientsShutOut)
     }
 
@@ -81,18 +79,14 @@ impl World {
 
     /// The server that is to be stopped still runs as it did.
     fn stops(&mut self, node: usize) -> bool {
-        self.machines[node].server.as_ref().is_some_and(|s| s.primary && s.postmaster)
+        self.machines[node].postgres.server.as_ref().is_some_and(|s| s.primary && s.postmaster)
     }
 
     fn tell_to_stop(&mut self, node: usize) -> Went {
         if !self.stops(node) {
             return failed("the server does not run", false);
         }
-        if let Some(server) = &mut self.machines[node].server {
-            server.open_to_clients = false;
-            server.stopping = true;
-            server.waiting.clear();
-        }
+        self.machines[node].postgres.tell_to_stop();
         on(1, self.fsync(node))
     }
 
@@ -101,10 +95,7 @@ impl World {
             return failed("PostgreSQL has stopped, but not cleanly", false);
         }
         let id = self.number();
-        let data = &mut self.machines[node].data;
-        let rec = data.wal.insert(120, id, data.timeline);
-        data.wal.flush(rec.end);
-        data.control_timeline = data.timeline;
+        let rec = self.machines[node].postgres.write_shutdown_checkpoint(id);
         if let Some(doing) = &mut self.machines[node].doing {
             doing.found = rec.end;
         }
@@ -122,11 +113,11 @@ impl World {
         self.source_moves(node);
         let machine = &self.machines[node];
         let frozen = machine.server_running(self.now).is_none();
-        let confirmed = machine.cell.released >= end;
-        let receivers = machine.source.as_ref().is_some_and(|source| {
-            source.receivers.values().all(|r| !r.attached || r.durable_lsn.0 >= end)
-        });
-        if frozen || !confirmed || !receivers {
+        let Some(source) = &machine.source else { return on(2, 10 * MS) };
+        let attached = source.receivers.values().filter(|receiver| receiver.attached);
+        let mut confirmed: Vec<u64> = attached.map(|receiver| receiver.durable_lsn.0).collect();
+        confirmed.push(machine.cell.released);
+        if frozen || !self.machines[node].postgres.end_if_confirmed(end, confirmed) {
             return on(2, 10 * MS);
         }
         self.machines[node].server_dies();

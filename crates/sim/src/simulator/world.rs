@@ -139,6 +139,8 @@ pub(crate) struct World {
     queue: BinaryHeap<Reverse<Scheduled>>,
     serial: u64,
     pub(crate) random: Random,
+    /// Clients' own, so that a seed's other draws stay what they were.
+    pub(crate) cancels: Option<Random>,
     pub(crate) plan: Plan,
     pub(crate) machines: Vec<Machine>,
     pub(crate) raft: Raft,
@@ -178,6 +180,12 @@ macro_rules! note {
 }
 pub(crate) use note;
 
+/// In every fourth run clients grow tired of waiting now and then.
+fn clients_that_cancel(seed: u64) -> Option<Random> {
+    let mut dice = Random::new(seed, 4);
+    dice.chance(250).then_some(dice)
+}
+
 impl World {
     pub(crate) fn new(seed: u64, keep: Option<&BTreeSet<usize>>, keeps_trace: bool) -> World {
         let plan = Plan::draw(seed, keep);
@@ -187,6 +195,7 @@ impl World {
             queue: BinaryHeap::new(),
             serial: 0,
             random: Random::new(seed, 2),
+            cancels: clients_that_cancel(seed),
             raft: Raft::founded(&plan),
             plan,
             machines,
@@ -252,7 +261,7 @@ impl World {
     }
 
     pub(crate) fn in_server(&mut self, node: usize, delay: u64, what: InServer) {
-        if let Some(server) = &self.machines[node].server {
+        if let Some(server) = &self.machines[node].postgres.server {
             let life = server.life;
             self.after(delay, Happening::Server(node, life, what));
         }
@@ -397,7 +406,9 @@ impl World {
 
     fn happen_in_server(&mut self, node: usize, life: u64, what: InServer) {
         let machine = &self.machines[node];
-        if !machine.powered || machine.server.as_ref().is_none_or(|server| server.life != life) {
+        if !machine.powered
+            || machine.postgres.server.as_ref().is_none_or(|server| server.life != life)
+        {
             return;
         }
         let kill = matches!(what, InServer::Kill);
@@ -409,10 +420,7 @@ impl World {
         match what {
             InServer::Flush { upto } => self.flush(node, upto),
             InServer::Replay => self.replay(node),
-            InServer::Checkpoint => {
-                let data = &mut self.machines[node].data;
-                data.control_timeline = data.timeline;
-            }
+            InServer::Checkpoint => self.machines[node].postgres.checkpoint(),
             InServer::ReadSocket => self.read_socket(node),
             InServer::Kill => self.machines[node].server_dies(),
         }
