@@ -15,6 +15,9 @@ use crate::metadata::Metadata;
 use crate::step::{cargo, refuse, root, run, step};
 use crate::{deps, house, lints, machine};
 
+/// How long every run of all tests tries new seeds.
+const NEW_SEEDS_SECONDS: u32 = 120;
+
 /// Everything that can be judged without running the code.
 pub(crate) fn verify() -> Result<()> {
     step("format", "run `cargo xtask fix`", || run(&mut cargo(&["fmt", "--all", "--check"])))?;
@@ -80,8 +83,24 @@ pub(crate) fn test(no_verify: bool, runner_args: &[String]) -> Result<()> {
             run(cargo(&["test", "--workspace", "--no-fail-fast"]).args(runner_args))
         })?;
     }
+    // Somebody who names a test wants that test.
+    if runner_args.is_empty() {
+        new_seeds()?;
+    }
     eprintln!("xtask test: everything passed");
     Ok(())
+}
+
+/// Seeds that no run has had, besides the kept ones among the tests: each run of CI looks a little
+/// further. In the tests' profile, since a release build would take as long as the seeds.
+fn new_seeds() -> Result<()> {
+    step("simulator, new seeds", "run the seed again with the line above", || {
+        let binaries = build_binaries(&["understudy-sim"])?;
+        let binary = binaries.first().context("nothing was built")?;
+        let budget = NEW_SEEDS_SECONDS.to_string();
+        let args = ["sim", "--fresh", "--seeds", "1000000", "--seconds-budget", &budget];
+        run(Command::new(binary).args(args))
+    })
 }
 
 /// Builds the binary and becomes it, so that its exit status is ours.
