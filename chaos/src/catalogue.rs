@@ -152,7 +152,7 @@ pub(crate) const ROWS: &[Row] = &[
         "F-13",
         "the active's daemon crash-loops",
         "PostgreSQL does not run read-write without a lease",
-        NotYet("the guardian process"),
+        Built(processes::active_s_daemon_crash_loops),
     ),
     Row::new("F-14", "kill the witness", "commits go on", Built(sites::witness_is_killed)),
     Row::new(

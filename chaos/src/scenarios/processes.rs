@@ -1,6 +1,6 @@
-//! F-1 to F-10, F-17, F-18: processes of the active site that end, stand still or starve.
+//! F-1 to F-10, F-13, F-17, F-18: processes of the active site that end, stand still or starve.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Pid;
@@ -31,6 +31,30 @@ pub(crate) fn active_s_postmaster_is_killed(stage: &mut Stage) -> Result<()> {
     stage.somebody_serves(TAKEOVER)?;
     stage.protected_again()?;
     ensure!(stage.lab.postmaster(active) != before, "the killed postmaster is said to live");
+    Ok(())
+}
+
+/// F-13. It dies again and again some while after its start, and at last is not started any more: what
+/// it leaves behind without a lease takes no writes.
+pub(crate) fn active_s_daemon_crash_loops(stage: &mut Stage) -> Result<()> {
+    let (active, _) = stage.sites();
+    stage.inflict(|lab| Killed::daemon(lab, active))?;
+    for lives in [200, 2000, 50, 800, 3500, 400].map(Duration::from_millis) {
+        last(RESTART_AFTER / 2);
+        stage.lab.start(active)?;
+        last(lives);
+        stage.add(|lab| Killed::daemon(lab, active))?;
+    }
+    let lab = stage.lab;
+    let takes_writes = || {
+        lab.postmaster(active).is_some()
+            && lab
+                .sql(active, "postgres", "SELECT pg_is_in_recovery()")
+                .is_ok_and(|said| said == "f")
+    };
+    lab.until("no server that takes writes beside a dead daemon", LEASE * 2, || !takes_writes())?;
+    stage.somebody_serves(TAKEOVER)?;
+    ensure!(!takes_writes(), "a server of {active} takes writes without a daemon");
     Ok(())
 }
 

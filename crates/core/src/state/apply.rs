@@ -221,6 +221,11 @@ impl ClusterState {
         if self.marks.get(&node) == Some(mark) {
             return Err(Rejection::NoChange);
         }
+        // Said of a candidate, and committed after its promotion succeeded all the same.
+        let granted = self.last_granted().is_some_and(|(_, last)| last.node == node);
+        if granted && matches!(self.phase, Phase::Running | Phase::Handover(_)) {
+            return Err(Rejection::Phase);
+        }
         self.marks.insert(node, mark.clone());
         // RULE 1 allows this at any time: E shrinks, the gate's set stays.
         if self.durability.eligible.remove(&node) {
@@ -439,6 +444,9 @@ impl ClusterState {
             Granted { node: *node, promotion, timeline: *timeline, fork_lsn, parent, loss };
         self.lineage.insert(*epoch, granted);
         self.phase = Phase::Running;
+        // What made it suspect did not come true, and nobody but a holder could take the mark away: once
+        // it is released it could never be granted again (mistake 29).
+        self.marks.remove(node);
         self.durability = self.durability_alone();
         // In the new epoch nothing has been acknowledged yet, so what is wanted is in force.
         self.end_dial_changes(OperationStatus::Done, *at_unix_us);

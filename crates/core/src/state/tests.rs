@@ -235,6 +235,17 @@ fn a_node_that_left_the_set_or_is_marked_is_not_promoted() {
 }
 
 #[test]
+fn a_suspicion_of_a_candidate_ends_with_its_promotion_and_does_not_come_back() {
+    let mut bench = Bench::protected(DurabilityMode::Bounded);
+    bench.promote(B, PromoteCause::LeaseOver, tli(2), Some(900));
+    let suspect = Command::SetMark { node: B, mark: Mark::Suspect("test".to_owned()) };
+    bench.accept(suspect.clone());
+    bench.promoted(B, Some(900));
+    assert!(bench.state.marks.is_empty());
+    assert_eq!(bench.reject(suspect), Rejection::Phase, "committed late, for the second time");
+}
+
+#[test]
 fn over_the_ceiling_nobody_is_promoted_by_itself() {
     let mut bench = Bench::protected(DurabilityMode::Bounded);
     let Command::Renew { by, ttl, mut published, .. } = bench.renew(A, 1, 2) else { panic!() };

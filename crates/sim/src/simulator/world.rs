@@ -242,13 +242,19 @@ impl World {
             self.now = next.at;
             self.events += 1;
             self.trace.mix(next.at);
-            self.happen(next.what);
+            self.happen(next.serial, next.what);
         }
     }
 
     pub(crate) fn at(&mut self, at: u64, what: Happening) {
         self.serial += 1;
         self.queue.push(Reverse(Scheduled { at: at.max(self.now), serial: self.serial, what }));
+    }
+
+    /// Later, and in the old order among what is put off: a process that is stopped in two ways may put
+    /// the same thing off twice.
+    fn put_off(&mut self, at: u64, serial: u64, what: Happening) {
+        self.queue.push(Reverse(Scheduled { at, serial, what }));
     }
 
     pub(crate) fn after(&mut self, delay: u64, what: Happening) {
@@ -335,10 +341,10 @@ impl World {
         usize::try_from(node.0).expect("a small number") - 1
     }
 
-    fn happen(&mut self, what: Happening) {
+    fn happen(&mut self, serial: u64, what: Happening) {
         match what {
-            Happening::Daemon(node, life, what) => self.happen_in_daemon(node, life, what),
-            Happening::Server(node, life, what) => self.happen_in_server(node, life, what),
+            Happening::Daemon(node, life, what) => self.happen_in_daemon(node, life, serial, what),
+            Happening::Server(node, life, what) => self.happen_in_server(node, life, serial, what),
             Happening::Commit { proposal, attempts } => self.commit(proposal, attempts),
             Happening::RaftBeat => self.raft_beat(),
             Happening::SessionBeat(session) => self.session_beat(session),
@@ -354,7 +360,7 @@ impl World {
         }
     }
 
-    fn happen_in_daemon(&mut self, node: usize, life: u64, what: InDaemon) {
+    fn happen_in_daemon(&mut self, node: usize, life: u64, serial: u64, what: InDaemon) {
         let machine = &self.machines[node];
         if machine.life != life || !machine.daemon || !machine.powered {
             return;
@@ -362,7 +368,7 @@ impl World {
         let wakes = self.daemon_wakes(node);
         if self.now < wakes {
             // Messages and timers wait for the process, in their order.
-            self.at(wakes, Happening::Daemon(node, life, what));
+            self.put_off(wakes, serial, Happening::Daemon(node, life, what));
             return;
         }
         match what {
@@ -404,7 +410,7 @@ impl World {
         }
     }
 
-    fn happen_in_server(&mut self, node: usize, life: u64, what: InServer) {
+    fn happen_in_server(&mut self, node: usize, life: u64, serial: u64, what: InServer) {
         let machine = &self.machines[node];
         if !machine.powered
             || machine.postgres.server.as_ref().is_none_or(|server| server.life != life)
@@ -414,7 +420,7 @@ impl World {
         let kill = matches!(what, InServer::Kill);
         let wakes = if kill { 0 } else { machine.server_frozen_until }.max(machine.suspended_until);
         if self.now < wakes {
-            self.at(wakes, Happening::Server(node, life, what));
+            self.put_off(wakes, serial, Happening::Server(node, life, what));
             return;
         }
         match what {
