@@ -16,6 +16,7 @@ mod observer;
 mod outages;
 mod play;
 mod process;
+mod receipts;
 mod report;
 mod rig;
 mod scenarios;

@@ -8,7 +8,10 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::runtime::Runtime;
-use understudy_checks::{Deed, Outcome, deeds_outside_their_side_s_tenure, tenures_seen};
+use understudy_checks::{
+    Deed, Outcome, SurvivingRow, deeds_outside_their_side_s_tenure, tenures_seen,
+    the_receipts_name_exactly_what_was_lost,
+};
 use understudy_workload::{
     Outage, Recorded, Verdict, Workload, WorkloadOptions, differences_between_sites,
     prepare_tenants, read_rows, verdict_of,
@@ -17,11 +20,14 @@ use understudy_workload::{
 use crate::catalogue::Row;
 use crate::lab::{DATA, Lab, Mode};
 use crate::observer::{Observer, Seen};
+use crate::receipts::{self, WallClock};
 use crate::stage::{RETURN_TIMEOUT, Stage};
 
 const TENANTS: u32 = 4;
 const WRITES_PER_SECOND: u32 = 150;
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Wall clock and monotonic clock of one machine, over the minutes of a row.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
 /// The ceiling that `understudy init` gives to the bounded mode.
 const CEILING_SECONDS: f64 = 3600.0;
 
@@ -67,6 +73,8 @@ pub(crate) struct Played {
     /// Acknowledged rows that are not there.
     pub(crate) lost: u64,
     pub(crate) lost_seconds: f64,
+    /// Commits that the row's loss receipts name, acknowledged or not.
+    pub(crate) receipted: u64,
     pub(crate) unknown: u64,
     /// Releases of the old gate after the new side's first write: seen by clients, or admitted by the
     /// gate itself.
@@ -139,6 +147,7 @@ fn empty(row: &Row, mode: Mode) -> Played {
         acknowledged: 0,
         lost: 0,
         lost_seconds: 0.0,
+        receipted: 0,
         unknown: 0,
         late_releases: 0,
         late_yes: 0,
@@ -156,6 +165,7 @@ fn act(row: &Row, lab: &Lab, runtime: &Runtime, pace: Pace, account: &mut Accoun
     lab.until("a protected cluster before the row", RETURN_TIMEOUT, || lab.protected().is_some())?;
     let pace = row.patience.map_or(pace, |patience| pace.patient(patience));
     let workload = start_workload(lab, runtime, pace)?;
+    let wall = WallClock::at(workload.now());
     let observer = Observer::start();
     let clocks = Clocks { workload: workload.now(), here: Instant::now(), boot: boot_seconds() };
     let (first_epoch, outage_max) = {
@@ -173,7 +183,8 @@ fn act(row: &Row, lab: &Lab, runtime: &Runtime, pace: Pace, account: &mut Accoun
     let recorded = runtime.block_on(workload.stop());
     judge_outages(&recorded, outage_max, account);
     let successions = judge_tenures(lab, first_epoch, &recorded, &seen, &clocks, account);
-    judge_content(lab, runtime, &recorded, &successions, account)
+    let rows = judge_content(lab, runtime, &recorded, &successions, account)?;
+    judge_receipts(lab, wall, &recorded, &rows, account)
 }
 
 /// Dead daemons are started, as systemd would have, and both sites are in their roles again.
@@ -348,7 +359,7 @@ fn judge_content(
     recorded: &Recorded,
     successions: &[Duration],
     account: &mut Account,
-) -> Result<()> {
+) -> Result<Vec<SurvivingRow>> {
     let active = lab.active().context("find the active site for the account")?;
     let endpoints = lab.endpoints();
     let named = |wanted: bool| {
@@ -371,6 +382,32 @@ fn judge_content(
     ))?;
     for difference in differences.iter().take(3) {
         account.wrong(format!("the sites differ: {difference}"));
+    }
+    Ok(rows)
+}
+
+/// The receipts name what was lost and nothing else that a client was told of, and no loss is longer
+/// than was stated before.
+fn judge_receipts(
+    lab: &Lab,
+    wall: WallClock,
+    recorded: &Recorded,
+    rows: &[SurvivingRow],
+    account: &mut Account,
+) -> Result<()> {
+    let receipts = receipts::read(lab, wall)?;
+    account.played.receipted = receipts.commits.len() as u64;
+    let recorder = recorded.recorder();
+    let side_of = |connection| recorder.server_of(connection);
+    let judged = recorder.with_ledger(|ledger| {
+        let commits = &receipts.commits;
+        the_receipts_name_exactly_what_was_lost(ledger, rows, side_of, commits, CLOCKS_DIFFER)
+    });
+    if let Err(violation) = judged {
+        account.wrong(violation.to_string());
+    }
+    for words in receipts.above_the_bound {
+        account.wrong(words);
     }
     Ok(())
 }

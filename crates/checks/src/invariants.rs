@@ -41,6 +41,18 @@ pub enum Violation {
         /// Distinct rows, ascending.
         rows: Vec<RowId>,
     },
+    /// Lost, and in no loss receipt.
+    #[error("acknowledged rows were lost and no receipt names them: {}", Sample(.rows))]
+    LostWithoutReceipt {
+        /// Distinct rows, ascending.
+        rows: Vec<RowId>,
+    },
+    /// Named as lost by a receipt, and there.
+    #[error("a receipt names acknowledged rows that are there: {}", Sample(.rows))]
+    ReceiptedAndThere {
+        /// Distinct rows, ascending.
+        rows: Vec<RowId>,
+    },
     /// Lost, although a later write over the same connection survived: a hole in the log.
     #[error("rows were lost before later ones of the same connection: {}", Sample(.rows))]
     Hole {

@@ -58,6 +58,8 @@ pub struct Write {
     pub ended_at: Option<Duration>,
     /// What the client was told; [`Outcome::Unknown`] while it is under way.
     pub outcome: Outcome,
+    /// The transaction's number (xid), if the client was told.
+    pub transaction: Option<u32>,
 }
 
 /// The ledger holds as many writes as it was made for.
@@ -130,18 +132,19 @@ impl Ledger {
             sent_at,
             ended_at: None,
             outcome: Outcome::Unknown,
+            transaction: None,
         });
         Ok(WriteId(self.writes.len() - 1))
     }
 
-    /// Notes what the client was told.
+    /// Notes what the client was told, with the transaction's number if that was said too.
     ///
     /// # Errors
     /// The write has an outcome already.
     pub fn finish(
         &mut self,
         write: WriteId,
-        outcome: Outcome,
+        (outcome, transaction): (Outcome, Option<u32>),
         ended_at: Duration,
     ) -> Result<(), AlreadyFinished> {
         let write = &mut self.writes[write.0];
@@ -149,6 +152,7 @@ impl Ledger {
             return Err(AlreadyFinished { row: write.row, outcome });
         }
         write.outcome = outcome;
+        write.transaction = transaction;
         write.ended_at = Some(ended_at);
         Ok(())
     }

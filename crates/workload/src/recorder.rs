@@ -73,9 +73,15 @@ impl Recorder {
     }
 
     /// Notes what the client was told, and returns when.
-    pub(crate) fn finish(&self, write: WriteId, outcome: Outcome) -> Duration {
+    pub(crate) fn finish(
+        &self,
+        write: WriteId,
+        outcome: Outcome,
+        transaction: Option<u32>,
+    ) -> Duration {
         let now = self.now();
-        self.lock().finish(write, outcome, now).expect("each writer ends its own write once");
+        let told = (outcome, transaction);
+        self.lock().finish(write, told, now).expect("each writer ends its own write once");
         let count = match outcome {
             Outcome::Acknowledged => {
                 let now_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnection, PgQueryResult};
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnection, PgRow};
 use tokio::sync::watch;
 use understudy_checks::{LedgerFull, Outcome, RowId, Tenant};
 
@@ -29,11 +30,13 @@ const PAUSE: Duration = Duration::from_millis(50);
 const INSERT: &str = "\
     INSERT INTO worklog
         (client_worklog_id, account_id, client_issue_id, comment, started, time_spent_seconds)
-    VALUES ($1, $2, $3, $4, now() - make_interval(secs => $5), $5)";
+    VALUES ($1, $2, $3, $4, now() - make_interval(secs => $5), $5)
+    RETURNING pg_current_xact_id()::xid::text";
 // Only forward: a change whose client has given up on it may still be carried out, after a later one.
 const UPDATE: &str = "\
     UPDATE worklog SET time_spent_seconds = $2, updated = now()
-    WHERE client_worklog_id = $1 AND time_spent_seconds < $2";
+    WHERE client_worklog_id = $1 AND time_spent_seconds < $2
+    RETURNING pg_current_xact_id()::xid::text";
 
 const COMMENTS: [&str; 8] = [
     "Reviewed the change and asked for a test",
@@ -88,25 +91,31 @@ async fn write(
     } else {
         sqlx::query(UPDATE).bind(id).bind(spent)
     };
-    let statement = statement.execute(&mut session.connection);
-    let (outcome, broken) = match tokio::time::timeout(shared.statement_timeout, statement).await {
-        Ok(answer) => judge(&answer),
-        Err(_) => (Outcome::Unknown, true),
-    };
-    let at = shared.recorder.finish(noted, outcome);
+    // All rows, which ends with `ReadyForQuery`: the row comes before the commit.
+    let statement = statement.fetch_all(&mut session.connection);
+    let (outcome, transaction, broken) =
+        match tokio::time::timeout(shared.statement_timeout, statement).await {
+            Ok(answer) => judge(&answer),
+            Err(_) => (Outcome::Unknown, None, true),
+        };
+    let at = shared.recorder.finish(noted, outcome, transaction);
     Ok(Answer { outcome, at, broken })
 }
 
-/// What the client may conclude, and whether its connection is of no more use.
-fn judge(answer: &Result<PgQueryResult, sqlx::Error>) -> (Outcome, bool) {
+/// What the client may conclude, in which transaction it was done, and whether its connection is of no
+/// more use.
+fn judge(answer: &Result<Vec<PgRow>, sqlx::Error>) -> (Outcome, Option<u32>, bool) {
     match answer {
-        Ok(done) if done.rows_affected() == 1 => (Outcome::Acknowledged, false),
-        Ok(_) => (Outcome::Failed, false),
+        Ok(rows) if rows.len() == 1 => {
+            let number: Option<String> = rows[0].try_get(0).ok();
+            (Outcome::Acknowledged, number.and_then(|number| number.parse().ok()), false)
+        }
+        Ok(_) => (Outcome::Failed, None, false),
         Err(sqlx::Error::Database(error)) => {
             let code = error.code().unwrap_or_default();
-            (outcome_of(&code), true)
+            (outcome_of(&code), None, true)
         }
-        Err(_) => (Outcome::Unknown, true),
+        Err(_) => (Outcome::Unknown, None, true),
     }
 }
 
