@@ -29,57 +29,53 @@ impl WallClock {
     }
 }
 
-/// What a row's receipts come to.
-#[derive(Default)]
-pub(crate) struct Receipts {
-    /// Every commit that they name and that was made since the ledger began.
+/// A receipt.
+pub(crate) struct Receipt {
+    /// The commits that it names, as far as they were made since the ledger began.
     pub(crate) commits: Vec<ReceiptedCommit>,
-    /// Receipts that say a longer loss than was stated when the next epoch was granted.
-    pub(crate) above_the_bound: Vec<String>,
+    /// The loss that was stated when the epoch after the lost one was granted, in seconds; `None` where
+    /// none was known.
+    pub(crate) stated: Option<f64>,
 }
 
 /// Reads the receipts that were made since `clock`'s moment.
 ///
 /// # Errors
 /// When the command line does not answer, or answers with something else than is documented.
-pub(crate) fn read(lab: &Lab, clock: WallClock) -> Result<Receipts> {
+pub(crate) fn read(lab: &Lab, clock: WallClock) -> Result<Vec<Receipt>> {
     let listed = json(&output(&mut lab.operator(&["receipt", "list", "--output", "json"]))?)?;
     let listed = listed["receipts"].as_array().context("find receipts in the list")?;
     let made = |receipt: &&Value| receipt["made_unix_us"].as_i64() >= Some(clock.unix_us);
-    let mut found = Receipts::default();
-    for receipt in listed.iter().filter(made) {
-        let id = receipt["id"].as_str().context("find a receipt's name")?;
-        let node = receipt["node"].as_str().context("find a receipt's node")?;
-        let side = DATA.iter().position(|site| *site == node).context("know the receipt's node")?;
-        let arguments = ["receipt", "transactions", id, "--node", node];
-        for line in output(&mut lab.operator(&arguments))?.lines() {
-            let one = json(line)?;
-            let number = one["xid"].as_u64().and_then(|number| u32::try_from(number).ok());
-            let transaction = number.with_context(|| format!("find the number in {line}"))?;
-            let at = one["unix_us"].as_i64().with_context(|| format!("find the time in {line}"))?;
-            if one["kind"] == "commit"
-                && let Some(committed_at) = clock.of(at)
-            {
-                found.commits.push(ReceiptedCommit { side, transaction, committed_at });
-            }
-        }
-        found.above_the_bound.extend(above_the_bound(lab, receipt));
-    }
-    Ok(found)
+    listed.iter().filter(made).map(|receipt| read_one(lab, clock, receipt)).collect()
 }
 
-/// The loss that a receipt found, if the grant of the epoch after the lost one stated less.
-fn above_the_bound(lab: &Lab, receipt: &Value) -> Option<String> {
-    let lost_seconds = receipt["lost_seconds"].as_f64()?;
+fn read_one(lab: &Lab, clock: WallClock, receipt: &Value) -> Result<Receipt> {
+    let id = receipt["id"].as_str().context("find a receipt's name")?;
+    let node = receipt["node"].as_str().context("find a receipt's node")?;
+    let side = DATA.iter().position(|site| *site == node).context("know the receipt's node")?;
+    let mut commits = Vec::new();
+    let arguments = ["receipt", "transactions", id, "--node", node];
+    for line in output(&mut lab.operator(&arguments))?.lines() {
+        let one = json(line)?;
+        let number = one["xid"].as_u64().and_then(|number| u32::try_from(number).ok());
+        let transaction = number.with_context(|| format!("find the number in {line}"))?;
+        let at = one["unix_us"].as_i64().with_context(|| format!("find the time in {line}"))?;
+        if one["kind"] == "commit"
+            && let Some(committed_at) = clock.of(at)
+        {
+            commits.push(ReceiptedCommit { side, transaction, committed_at });
+        }
+    }
+    Ok(Receipt { commits, stated: stated(lab, receipt) })
+}
+
+/// What was stated when the epoch after the receipt's was granted.
+fn stated(lab: &Lab, receipt: &Value) -> Option<f64> {
     let lost_epoch = receipt["lost_epoch"]["number"].as_u64()?;
     let status = lab.status()?;
     let number = |link: &Value| link["epoch"]["number"].as_u64();
     let later = status["lineage"].as_array()?.iter().filter(|link| number(link) > Some(lost_epoch));
-    let next = later.min_by_key(|link| number(link))?;
-    let stated = next["lost_seconds_max"].as_f64()?;
-    (lost_seconds > stated).then(|| {
-        format!("epoch {lost_epoch} lost {lost_seconds:.3} s, at most {stated:.3} s was stated")
-    })
+    later.min_by_key(|link| number(link))?["lost_seconds_max"].as_f64()
 }
 
 fn json(text: &str) -> Result<Value> {

@@ -20,6 +20,8 @@ pub use ledger::{
     AlreadyFinished, Counts, Ledger, LedgerFull, Outcome, RowId, SurvivingRow, Tenant, Write,
     WriteId,
 };
-pub use receipts::{ReceiptedCommit, the_receipts_name_exactly_what_was_lost};
+pub use receipts::{
+    ReceiptedCommit, span_of_what_was_lost, the_receipts_name_exactly_what_was_lost,
+};
 pub use sites::{Difference, SiteContent, TableDigest, compare_sites};
 pub use tenures::{Deed, deeds_outside_their_side_s_tenure, tenures_seen};

@@ -34,20 +34,8 @@ pub fn the_receipts_name_exactly_what_was_lost(
     receipted: &[ReceiptedCommit],
     clocks_differ: Duration,
 ) -> Result<(), Violation> {
-    let mut by_number: BTreeMap<(usize, u32), Vec<Duration>> = BTreeMap::new();
-    for commit in receipted {
-        let number = (commit.side, commit.transaction);
-        by_number.entry(number).or_default().push(commit.committed_at);
-    }
-    let is_receipted = |write: &Write| {
-        let (Some(side), Some(number)) = (side_of(write.connection), write.transaction) else {
-            return false;
-        };
-        let from = write.sent_at.saturating_sub(clocks_differ);
-        let to = write.ended_at.map(|ended_at| ended_at + clocks_differ);
-        let meant = |at: &Duration| *at >= from && to.is_none_or(|to| *at <= to);
-        by_number.get(&(side, number)).is_some_and(|times| times.iter().any(meant))
-    };
+    let named = Named::new(receipted, clocks_differ);
+    let is_receipted = |write: &Write| named.holds(write, &side_of);
     let lost = lost_writes(ledger, rows);
     let unnamed: Vec<RowId> =
         lost.iter().filter(|write| !is_receipted(write)).map(|write| write.row).collect();
@@ -63,6 +51,48 @@ pub fn the_receipts_name_exactly_what_was_lost(
         return Ok(());
     }
     Err(Violation::ReceiptedAndThere { rows: distinct(named) })
+}
+
+/// From the first to the last acknowledgement of those lost writes that these commits are.
+pub fn span_of_what_was_lost(
+    ledger: &Ledger,
+    rows: &[SurvivingRow],
+    side_of: impl Fn(u64) -> Option<usize>,
+    receipted: &[ReceiptedCommit],
+    clocks_differ: Duration,
+) -> Duration {
+    let named = Named::new(receipted, clocks_differ);
+    let lost = lost_writes(ledger, rows);
+    let theirs = lost.iter().filter(|write| named.holds(write, &side_of));
+    let ends: Vec<Duration> = theirs.filter_map(|write| write.ended_at).collect();
+    let (first, last) = (ends.iter().min(), ends.iter().max());
+    first.zip(last).map_or(Duration::ZERO, |(first, last)| *last - *first)
+}
+
+/// Receipted commits by what a client knows of them.
+struct Named {
+    times: BTreeMap<(usize, u32), Vec<Duration>>,
+    clocks_differ: Duration,
+}
+
+impl Named {
+    fn new(receipted: &[ReceiptedCommit], clocks_differ: Duration) -> Named {
+        let mut times: BTreeMap<(usize, u32), Vec<Duration>> = BTreeMap::new();
+        for commit in receipted {
+            times.entry((commit.side, commit.transaction)).or_default().push(commit.committed_at);
+        }
+        Named { times, clocks_differ }
+    }
+
+    fn holds(&self, write: &Write, side_of: impl Fn(u64) -> Option<usize>) -> bool {
+        let (Some(side), Some(number)) = (side_of(write.connection), write.transaction) else {
+            return false;
+        };
+        let from = write.sent_at.saturating_sub(self.clocks_differ);
+        let to = write.ended_at.map(|ended_at| ended_at + self.clocks_differ);
+        let meant = |at: &Duration| *at >= from && to.is_none_or(|to| *at <= to);
+        self.times.get(&(side, number)).is_some_and(|times| times.iter().any(meant))
+    }
 }
 
 fn distinct(mut rows: Vec<RowId>) -> Vec<RowId> {
@@ -113,6 +143,22 @@ mod tests {
         assert_eq!(judge(&[(1, 103, 33)]), without, "another side's");
         assert_eq!(judge(&[(0, 104, 33)]), without, "another transaction");
         assert_eq!(judge(&[(0, 103, 3000)]), without, "the same number, much later");
+    }
+
+    #[test]
+    fn the_span_of_a_loss_is_that_of_the_acknowledged_commits_that_are_named() {
+        let ledger = ledger(4);
+        let commit = |number: u32, at| ReceiptedCommit {
+            side: 0,
+            transaction: number,
+            committed_at: ms(at),
+        };
+        let span = |receipted: &[ReceiptedCommit]| {
+            span_of_what_was_lost(&ledger, &[], |_| Some(0), receipted, ms(2))
+        };
+        assert_eq!(span(&[commit(102, 22), commit(104, 42), commit(900, 44)]), ms(20));
+        assert_eq!(span(&[commit(104, 42)]), ms(0));
+        assert_eq!(span(&[]), ms(0));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use understudy_types::BootInstant;
+use understudy_types::{BootInstant, Survival};
 
 use super::{Core, SourceView};
 
@@ -17,8 +17,17 @@ impl Core {
             && let Some(survives) = &source.survives
         {
             self.exposed_from = Some(source.read_at - survives.oldest_age);
+            self.exposed_beyond = Some(survives.lsn);
         }
         self.source = view;
+    }
+
+    /// What was published as surviving, as it is now that nothing newer is known: as it stands it would
+    /// say an age of a while ago (mistake 27).
+    pub(super) fn older(&self, published: Survival) -> Survival {
+        let Some(from) = self.exposed_from else { return published };
+        let lsn = self.exposed_beyond.map_or(published.lsn, |beyond| beyond.max(published.lsn));
+        Survival { lsn, oldest_age: published.oldest_age.max(self.now.since(from)) }
     }
 
     pub(super) fn exposed_since(&self) -> BootInstant {

@@ -308,6 +308,8 @@ impl Core {
     fn publication(&self) -> Published {
         let last = self.state.holder.as_ref().and_then(|holder| holder.published.clone());
         let mut published = last.unwrap_or_default();
+        // A server that is being started again releases nothing, and the oldest grows older all the same.
+        published.survives = published.survives.map(|survives| self.older(survives));
         if let Some(source) = &self.source {
             published.flush_lsn = source.flush_lsn;
             published.exposure = source.exposure;

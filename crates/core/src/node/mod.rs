@@ -366,6 +366,9 @@ pub struct Core {
     /// Whatever this process released and was not durable elsewhere, when its positions were read last,
     /// was released at this moment or later.
     exposed_from: Option<BootInstant>,
+    /// The position that those are beyond, where this process has read it.
+    #[serde(default)]
+    exposed_beyond: Option<Lsn>,
     peers: BTreeMap<NodeId, HeardReport>,
     is_leader: bool,
     majority: bool,
@@ -406,6 +409,7 @@ impl Core {
             now: BootInstant::ZERO,
             published_at: None,
             exposed_from: None,
+            exposed_beyond: None,
             peers: BTreeMap::new(),
             is_leader: false,
             majority: false,
@@ -688,6 +692,7 @@ impl Core {
                     self.close_gate_for_good();
                     self.leave_role();
                     self.exposed_from = None;
+                    self.exposed_beyond = None;
                     self.role = Role::Passive(PassiveStage::begin());
                 }
             }
