@@ -35,7 +35,7 @@ enum Verb {
     Fix,
     /// Check the crate graph and the pure crates' bans against the house rules.
     CheckDeps,
-    /// Verify, install what is missing, run every test, then two minutes of new simulator seeds.
+    /// Verify, install what is missing, run every test, then the commit's own simulator seeds.
     Test {
         /// Skip the verification that the tests normally begin with.
         #[arg(long)]

@@ -45,6 +45,17 @@ impl World {
         if machine.powered && !machine.daemon && machine.life == life {
             machine.process += 1;
             self.begin_daemon(node);
+            self.serve_what_is_held(node);
+        }
+    }
+
+    /// The relay of a daemon that begins serves what its journal holds already; nothing new has to come
+    /// in first.
+    fn serve_what_is_held(&mut self, node: usize) {
+        let machine = &self.machines[node];
+        let held = machine.postgres.data.wal.record_end();
+        if machine.journal.durable().is_some_and(|durable| durable > held) {
+            self.wish_replay(node);
         }
     }
 
