@@ -8,6 +8,7 @@
 mod arena;
 mod catalogue;
 mod cgroup;
+mod clocks;
 mod command;
 mod faults;
 mod lab;

@@ -55,8 +55,7 @@ const PROFILES: [Profile; 2] = [Profile::Default, Profile::Fast];
 const PACE: Pace = Pace {
     probe_interval: Duration::from_millis(10),
     statement_timeout: Duration::from_millis(400),
-    connect_timeout: Duration::from_millis(750),
-    duration: Duration::ZERO,
+    ..Pace::ROWS
 };
 
 impl Event {

@@ -18,9 +18,10 @@ use understudy_workload::{
 };
 
 use crate::catalogue::Row;
+use crate::clocks::Clocks;
 use crate::lab::{DATA, Lab, Mode};
 use crate::observer::{Observer, Seen};
-use crate::receipts::{self, WallClock};
+use crate::receipts;
 use crate::stage::{RETURN_TIMEOUT, Stage};
 
 const TENANTS: u32 = 4;
@@ -165,9 +166,8 @@ fn act(row: &Row, lab: &Lab, runtime: &Runtime, pace: Pace, account: &mut Accoun
     lab.until("a protected cluster before the row", RETURN_TIMEOUT, || lab.protected().is_some())?;
     let pace = row.patience.map_or(pace, |patience| pace.patient(patience));
     let workload = start_workload(lab, runtime, pace)?;
-    let wall = WallClock::at(workload.now());
+    let clocks = Clocks::at(workload.now());
     let observer = Observer::start();
-    let clocks = Clocks { workload: workload.now(), here: Instant::now(), boot: boot_seconds() };
     let (first_epoch, outage_max) = {
         let mut stage = Stage::new(lab, &workload, pace.duration)?;
         account.check(stage.acknowledged_again(Duration::from_secs(20)));
@@ -184,7 +184,7 @@ fn act(row: &Row, lab: &Lab, runtime: &Runtime, pace: Pace, account: &mut Accoun
     judge_outages(&recorded, outage_max, account);
     let successions = judge_tenures(lab, first_epoch, &recorded, &seen, &clocks, account);
     let rows = judge_content(lab, runtime, &recorded, &successions, account)?;
-    judge_receipts(lab, wall, &recorded, &rows, account)
+    judge_receipts(lab, &clocks, &recorded, &rows, account)
 }
 
 /// Dead daemons are started, as systemd would have, and both sites are in their roles again.
@@ -245,31 +245,6 @@ fn longest(outages: &[Outage]) -> Option<Duration> {
     };
     let lengths: Option<Vec<Duration>> = outages.iter().enumerate().map(length).collect();
     lengths?.into_iter().max()
-}
-
-/// One moment on three clocks.
-struct Clocks {
-    workload: Duration,
-    here: Instant,
-    boot: f64,
-}
-
-impl Clocks {
-    fn of_instant(&self, at: Instant) -> Duration {
-        (self.workload + at.saturating_duration_since(self.here))
-            .saturating_sub(self.here.saturating_duration_since(at))
-    }
-
-    fn of_boot(&self, seconds: f64) -> Option<Duration> {
-        let since = self.workload.as_secs_f64() + seconds - self.boot;
-        // Before the ledger began: an earlier row's.
-        (since >= 0.0).then(|| Duration::from_secs_f64(since))
-    }
-}
-
-fn boot_seconds() -> f64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
 /// Nobody acted as the active after being succeeded. Returns when each successor was first asked for a
@@ -397,12 +372,12 @@ fn judge_content(
 /// than was stated before.
 fn judge_receipts(
     lab: &Lab,
-    wall: WallClock,
+    clocks: &Clocks,
     recorded: &Recorded,
     rows: &[SurvivingRow],
     account: &mut Account,
 ) -> Result<()> {
-    let receipts = receipts::read(lab, wall)?;
+    let receipts = receipts::read(lab, clocks)?;
     let commits: Vec<ReceiptedCommit> =
         receipts.iter().flat_map(|receipt| receipt.commits.iter().copied()).collect();
     account.played.receipted = commits.len() as u64;

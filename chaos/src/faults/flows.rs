@@ -117,7 +117,7 @@ impl Flows {
         let count = |(site, table): &(&'static str, String)| {
             let mut list = self.arena.at(site, "nft");
             let text = output(list.args(["list", "counter", "inet", table, counter]))?;
-            Ok((*site, packets_in(&text)))
+            Ok((*site, packets_in(&text)?))
         };
         self.tables.iter().map(count).collect()
     }

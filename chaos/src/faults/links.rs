@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::Fault;
 use crate::arena::{Arena, SITES, address, clients_address};
@@ -208,7 +208,7 @@ impl Unplugged {
     fn counted(&self) -> Result<u64> {
         let mut list = self.arena.at(self.site, "nft");
         let text = output(list.args(["list", "counters", "table", "inet", &self.table]))?;
-        Ok(packets_in(&text))
+        packets_in(&text)
     }
 }
 
@@ -235,13 +235,21 @@ impl Fault for Unplugged {
 
 /// Packets that the counters of a table at a site have seen.
 fn counted(arena: &Arena, site: &str, table: &str) -> Result<u64> {
-    Ok(packets_in(&output(arena.at(site, "nft").args(["list", "table", "inet", table]))?))
+    packets_in(&output(arena.at(site, "nft").args(["list", "table", "inet", table]))?)
 }
 
 /// Packets that the counters in a list of nft's have seen.
-pub(super) fn packets_in(list: &str) -> u64 {
-    let counts = list.split("packets ").skip(1);
-    counts.filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok()).sum()
+///
+/// # Errors
+/// When there is no counter in it, or one that cannot be read: nothing seen is something else.
+pub(super) fn packets_in(list: &str) -> Result<u64> {
+    let counts: Vec<&str> =
+        list.split("packets ").skip(1).filter_map(|rest| rest.split(' ').next()).collect();
+    ensure!(!counts.is_empty(), "find the packets in nft's list: {list}");
+    let count = |text: &str| -> Result<u64> {
+        text.parse().with_context(|| format!("read the packets in nft's list: {text:?}"))
+    };
+    counts.into_iter().map(count).sum()
 }
 
 /// A site sends no faster than this to another one; its way to everybody else is free.

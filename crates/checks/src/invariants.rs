@@ -91,7 +91,11 @@ fn survived(found: &Found, write: &Write) -> bool {
     found.get(&(write.tenant, write.row)).is_some_and(|revision| *revision >= write.revision)
 }
 
-fn verdict(mut rows: Vec<RowId>, violation: fn(Vec<RowId>) -> Violation) -> Result<(), Violation> {
+/// No rows are no violation.
+pub(crate) fn verdict(
+    mut rows: Vec<RowId>,
+    violation: fn(Vec<RowId>) -> Violation,
+) -> Result<(), Violation> {
     rows.sort_unstable();
     rows.dedup();
     if rows.is_empty() { Ok(()) } else { Err(violation(rows)) }

@@ -14,7 +14,7 @@ fn ledger(writes: &[(u64, u32, u64, Outcome)]) -> Ledger {
     for (index, (row, revision, connection, outcome)) in writes.iter().enumerate() {
         let at = ms(index as u64 * 10);
         let write = ledger.begin(RowId(*row), Tenant(1), *revision, *connection, at).unwrap();
-        ledger.finish(write, (*outcome, None), at + ms(5)).unwrap();
+        ledger.finish(write, *outcome, None, at + ms(5)).unwrap();
     }
     ledger
 }
@@ -54,8 +54,8 @@ fn a_write_under_way_is_unknown_and_may_end_only_once() {
     let mut ledger = Ledger::new(1);
     let write = ledger.begin(RowId(1), Tenant(1), 0, 1, ms(0)).unwrap();
     assert_eq!(ledger.counts().unknown, 1);
-    ledger.finish(write, (Ok_, None), ms(1)).unwrap();
-    assert!(ledger.finish(write, (Unknown, None), ms(2)).is_err());
+    ledger.finish(write, Ok_, None, ms(1)).unwrap();
+    assert!(ledger.finish(write, Unknown, None, ms(2)).is_err());
     assert!(ledger.begin(RowId(2), Tenant(1), 0, 1, ms(3)).is_err(), "the bound is kept");
     assert_eq!(ledger.counts().acknowledged_rows, 1);
 }

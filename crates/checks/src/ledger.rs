@@ -144,7 +144,8 @@ impl Ledger {
     pub fn finish(
         &mut self,
         write: WriteId,
-        (outcome, transaction): (Outcome, Option<u32>),
+        outcome: Outcome,
+        transaction: Option<u32>,
         ended_at: Duration,
     ) -> Result<(), AlreadyFinished> {
         let write = &mut self.writes[write.0];

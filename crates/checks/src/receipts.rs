@@ -1,9 +1,10 @@
 //! Loss receipts against the client's ledger: they name what was lost, and nothing else that a client
 //! was told of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::invariants::verdict;
 use crate::{Ledger, Outcome, RowId, SurvivingRow, Violation, Write, lost_writes};
 
 /// A commit that a receipt names.
@@ -37,20 +38,14 @@ pub fn the_receipts_name_exactly_what_was_lost(
     let named = Named::new(receipted, clocks_differ);
     let is_receipted = |write: &Write| named.holds(write, &side_of);
     let lost = lost_writes(ledger, rows);
-    let unnamed: Vec<RowId> =
-        lost.iter().filter(|write| !is_receipted(write)).map(|write| write.row).collect();
-    if !unnamed.is_empty() {
-        return Err(Violation::LostWithoutReceipt { rows: distinct(unnamed) });
-    }
-    let lost: std::collections::BTreeSet<RowId> =
+    let unnamed = lost.iter().filter(|write| !is_receipted(write)).map(|write| write.row).collect();
+    verdict(unnamed, |rows| Violation::LostWithoutReceipt { rows })?;
+    let lost: BTreeSet<RowId> =
         lost.iter().filter(|write| write.revision == 0).map(|write| write.row).collect();
     let inserts = ledger.writes().iter().filter(|write| write.revision == 0);
     let kept = inserts.filter(|w| w.outcome == Outcome::Acknowledged && !lost.contains(&w.row));
-    let named: Vec<RowId> = kept.filter(|write| is_receipted(write)).map(|w| w.row).collect();
-    if named.is_empty() {
-        return Ok(());
-    }
-    Err(Violation::ReceiptedAndThere { rows: distinct(named) })
+    let named = kept.filter(|write| is_receipted(write)).map(|write| write.row).collect();
+    verdict(named, |rows| Violation::ReceiptedAndThere { rows })
 }
 
 /// From the first to the last acknowledgement of those lost writes that these commits are.
@@ -95,12 +90,6 @@ impl Named {
     }
 }
 
-fn distinct(mut rows: Vec<RowId>) -> Vec<RowId> {
-    rows.sort_unstable();
-    rows.dedup();
-    rows
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,8 +105,8 @@ mod tests {
         for row in 1..=rows {
             let write = ledger.begin(RowId(row), Tenant(1), 0, 1, ms(row * 10)).unwrap();
             let number = 100 + u32::try_from(row).unwrap();
-            let told = (Outcome::Acknowledged, Some(number));
-            ledger.finish(write, told, ms(row * 10 + 5)).unwrap();
+            let ended_at = ms(row * 10 + 5);
+            ledger.finish(write, Outcome::Acknowledged, Some(number), ended_at).unwrap();
         }
         ledger
     }

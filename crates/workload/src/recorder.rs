@@ -80,8 +80,8 @@ impl Recorder {
         transaction: Option<u32>,
     ) -> Duration {
         let now = self.now();
-        let told = (outcome, transaction);
-        self.lock().finish(write, told, now).expect("each writer ends its own write once");
+        let noted = self.lock().finish(write, outcome, transaction, now);
+        noted.expect("each writer ends its own write once");
         let count = match outcome {
             Outcome::Acknowledged => {
                 let now_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);

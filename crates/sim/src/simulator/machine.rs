@@ -1,7 +1,7 @@
 //! The parts of a modelled machine: what its disks hold, what runs on it, and its clocks.
 //!
-//! Durable and volatile are apart: a power loss keeps `Journal`, `Postgres::data` and the counters, and of those
-//! only what was synced. Nothing here decides or schedules.
+//! Durable and volatile are apart: a power loss keeps `Journal`, `Postgres::data` and the counters, and
+//! of those only what was synced. Nothing here decides or schedules.
 
 use std::collections::{BTreeMap, VecDeque};
 

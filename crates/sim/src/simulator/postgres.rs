@@ -105,7 +105,7 @@ impl Postgres {
     pub(crate) fn start_primary(&mut self) {
         self.die();
         self.data.wal.recover_as_primary();
-        self.data.control_timeline = self.data.timeline;
+        self.checkpoint();
         self.begin(true);
     }
 

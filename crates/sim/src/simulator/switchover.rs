@@ -120,7 +120,6 @@ impl World {
         if frozen || !self.machines[node].postgres.end_if_confirmed(end, confirmed) {
             return on(2, 10 * MS);
         }
-        self.machines[node].server_dies();
         on(3, 2 * MS)
     }
 

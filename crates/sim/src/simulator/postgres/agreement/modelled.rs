@@ -20,15 +20,10 @@ impl Begun {
     }
 }
 
-/// What the gate of a site that has one does.
-#[derive(Clone, Copy)]
-struct Gate {
-    confirmed: u64,
-}
-
 pub(super) struct Modelled {
     sites: [Postgres; 2],
-    gates: [Option<Gate>; 2],
+    /// What the gate has confirmed, where one is connected.
+    gates: [Option<u64>; 2],
     restartable: bool,
     /// The end of a fast stop's last record.
     stop_end: [Option<u64>; 2],
@@ -64,7 +59,7 @@ impl Modelled {
 
     fn confirm(&mut self, at: Site, upto: u64) {
         let Some(gate) = &mut self.gates[at as usize] else { panic!("no gate is connected") };
-        gate.confirmed = gate.confirmed.max(upto);
+        *gate = (*gate).max(upto);
         let over = self.sites[at as usize].confirm(upto);
         for commit in self.commits.iter_mut().filter(|commit| commit.at == at) {
             if over.iter().any(|waiter| commit.is(waiter)) {
@@ -75,14 +70,21 @@ impl Modelled {
     }
 
     fn end_if_stopped(&mut self, at: Site) {
-        let confirmed: Vec<u64> =
-            self.gates[at as usize].iter().map(|gate| gate.confirmed).collect();
+        let confirmed = self.gates[at as usize];
         if let Some(end) = self.stop_end[at as usize]
             && self.site(at).end_if_confirmed(end, confirmed)
         {
             self.stop_end[at as usize] = None;
             self.gates[at as usize] = None;
         }
+    }
+
+    /// To PostgreSQL a cancelled statement and an ended session are one thing; the client is told another.
+    fn end_wait(&mut self, commit: Commit, told: Told) {
+        let begun = &mut self.commits[commit.0];
+        let waited = self.sites[begun.at as usize].cancel(begun.rec.id);
+        assert!(waited, "nobody waits for {commit:?}");
+        begun.told = told;
     }
 
     /// Sessions of clients are gone; whoever waited knows nothing.
@@ -133,7 +135,7 @@ impl Stage for Modelled {
     }
 
     fn gate_connects(&mut self, at: Site) {
-        self.gates[at as usize] = Some(Gate { confirmed: 0 });
+        self.gates[at as usize] = Some(0);
     }
 
     fn gate_goes(&mut self, at: Site) {
@@ -142,17 +144,11 @@ impl Stage for Modelled {
     }
 
     fn cancel(&mut self, commit: Commit) {
-        let begun = &mut self.commits[commit.0];
-        let cancelled = self.sites[begun.at as usize].cancel(begun.rec.id);
-        assert!(cancelled, "nobody waits for {commit:?}");
-        begun.told = Told::CommittedHereOnly;
+        self.end_wait(commit, Told::CommittedHereOnly);
     }
 
     fn end_session(&mut self, commit: Commit) {
-        let begun = &mut self.commits[commit.0];
-        let ended = self.sites[begun.at as usize].cancel(begun.rec.id);
-        assert!(ended, "nobody waits for {commit:?}");
-        begun.told = Told::Nothing;
+        self.end_wait(commit, Told::Nothing);
     }
 
     fn crash(&mut self, at: Site) {
