@@ -334,7 +334,8 @@ impl Consensus {
         let mut client = self.client(leader)?;
         let mut request = Request::new(v1::ProposeRequest { command });
         request.set_timeout(left);
-        let asked = tokio::time::timeout(left, client.propose(request));
+        let asked = self.0.peers.awaited(leader, client.propose(request));
+        let asked = tokio::time::timeout(left, asked);
         let answer = tokio::select! {
             answer = asked => answer,
             // Whoever waits for a leader that was replaced could have asked the new one long ago.
@@ -387,7 +388,7 @@ impl Consensus {
         }
         let mut client = self.client(leader)?;
         let answer = tokio::select! {
-            answer = client.read_index(v1::ReadIndexRequest {}) => answer,
+            answer = self.0.peers.awaited(leader, client.read_index(v1::ReadIndexRequest {})) => answer,
             // A read has no effect: it is simply asked again, of the new leader.
             () = self.another_leads(leader) => return Err(ProposeError::NoLeader),
         };
@@ -433,7 +434,9 @@ impl Consensus {
         }
         // The channel's connection belongs to consensus' runtime, whoever asks first.
         let _entered = self.0.handle.enter();
-        (self.0.peers.channel)(node)
+        self.0
+            .peers
+            .channel(node)
             .map(PeerClient::new)
             .ok_or_else(|| ProposeError::NotSent(format!("node {node} has no address")))
     }

@@ -38,7 +38,7 @@ pub(crate) async fn hello(
     storage_empty: bool,
     within: Duration,
 ) -> Result<v1::Hello, NoHello> {
-    let channel = (peers.channel)(node).ok_or(NoHello::NoAddress)?;
+    let channel = peers.channel(node).ok_or(NoHello::NoAddress)?;
     let own = peers.hello(storage_empty);
     let mut request = Request::new(v1::HelloRequest { hello: Some(own) });
     request.set_timeout(within);

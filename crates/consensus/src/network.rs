@@ -1,14 +1,18 @@
 //! openraft's messages to other nodes, over the `Peer` service.
 //!
 //! Every answer is checked for coming from the storage that the cluster was founded with before
-//! openraft may count it. Nothing is retried here; openraft does that, with its own backoff.
+//! openraft may count it. A message that is not answered at once is sent a second time beside the
+//! first, on the other lane: openraft takes each for what it is, however often it comes. Whatever fails
+//! is openraft's to retry, with its own backoff.
 
 use std::future::Future;
 use std::io::Cursor;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::{Either, select};
 use openraft::BasicNode;
 use openraft::RPCTypes;
 use openraft::alias::{SnapshotOf, VoteOf};
@@ -21,13 +25,14 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use serde::{Serialize, de::DeserializeOwned};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use understudy_proto::v1::peer_client::PeerClient;
 use understudy_proto::v1::{RaftMessage, SnapshotPart};
 use understudy_types::NodeId;
 
 use crate::RaftTypes;
-use crate::peers::Peers;
+use crate::peers::{Lane, OTHER_LANE_AFTER, Peers};
 
 /// A snapshot travels in parts of this size.
 const PART_BYTES: usize = 1 << 20;
@@ -60,14 +65,16 @@ pub(crate) struct Link {
 }
 
 type CallError = RPCError<RaftTypes>;
+type Answer = Result<Response<RaftMessage>, Status>;
 
 fn unreachable(why: impl ToString) -> CallError {
     RPCError::Unreachable(Unreachable::from_string(why))
 }
 
 impl Link {
-    fn client(&self) -> Result<PeerClient<tonic::transport::Channel>, CallError> {
-        (self.peers.channel)(self.target)
+    fn client(&self, lane: Lane) -> Result<PeerClient<Channel>, CallError> {
+        self.peers
+            .channel_on(self.target, lane)
             .map(PeerClient::new)
             .ok_or_else(|| unreachable(format!("node {} has no address", self.target)))
     }
@@ -83,25 +90,44 @@ impl Link {
         action: RPCTypes,
         ttl: Duration,
         message: &Q,
-        send: impl AsyncFnOnce(
-            PeerClient<tonic::transport::Channel>,
-            Request<RaftMessage>,
-        ) -> Result<Response<RaftMessage>, Status>,
+        send: impl AsyncFn(PeerClient<Channel>, Request<RaftMessage>) -> Answer,
     ) -> Result<A, CallError> {
-        let client = self.client()?;
-        let payload = encode(message)?;
-        let mut request = Request::new(self.peers.envelope(self.target, payload));
-        request.set_timeout(ttl);
-        match tokio::time::timeout(ttl, send(client, request)).await {
+        let envelope = self.peers.envelope(self.target, encode(message)?);
+        let send_on = |lane: Lane| {
+            let client = self.client(lane)?;
+            let mut request = Request::new(envelope.clone());
+            request.set_timeout(ttl);
+            Ok::<_, CallError>(send(client, request))
+        };
+        match tokio::time::timeout(ttl, self.ask(send_on)).await {
             Err(_) => Err(self.timeout(action, ttl)),
-            Ok(answer) => self.read(answer),
+            Ok(answer) => self.read(answer?),
         }
     }
 
-    fn read<A: DeserializeOwned>(
+    /// The first answer that comes, on the lane that worked last or on the other one.
+    async fn ask<F: Future<Output = Answer>>(
         &self,
-        answer: Result<Response<RaftMessage>, Status>,
-    ) -> Result<A, CallError> {
+        send_on: impl Fn(Lane) -> Result<F, CallError>,
+    ) -> Result<Answer, CallError> {
+        let lane = self.peers.lane(self.target);
+        let mut first = pin!(send_on(lane)?);
+        if let Ok(answer) = tokio::time::timeout(OTHER_LANE_AFTER, &mut first).await {
+            return Ok(answer);
+        }
+        let second = pin!(send_on(lane.other())?);
+        Ok(match select(first, second).await {
+            Either::Left((Err(_), second)) => second.await,
+            Either::Left((answer, _)) => answer,
+            Either::Right((Err(_), first)) => first.await,
+            Either::Right((answer, _)) => {
+                self.peers.prefer(self.target, lane.other());
+                answer
+            }
+        })
+    }
+
+    fn read<A: DeserializeOwned>(&self, answer: Answer) -> Result<A, CallError> {
         let answer = match answer {
             Ok(answer) => answer.into_inner(),
             Err(status) => {
@@ -138,9 +164,12 @@ impl RaftNetworkV2<RaftTypes> for Link {
         } else {
             option.soft_ttl().max(ENTRIES_TTL_MIN)
         };
-        self.call(RPCTypes::AppendEntries, ttl, &rpc, async |mut client, request| {
-            client.append_entries(request).await
-        })
+        self.call(
+            RPCTypes::AppendEntries,
+            ttl,
+            &rpc,
+            async |mut client: PeerClient<Channel>, request| client.append_entries(request).await,
+        )
         .await
     }
 
@@ -149,9 +178,12 @@ impl RaftNetworkV2<RaftTypes> for Link {
         rpc: VoteRequest<RaftTypes>,
         option: RPCOption,
     ) -> Result<VoteResponse<RaftTypes>, CallError> {
-        self.call(RPCTypes::Vote, option.hard_ttl(), &rpc, async |mut client, request| {
-            client.vote(request).await
-        })
+        self.call(
+            RPCTypes::Vote,
+            option.hard_ttl(),
+            &rpc,
+            async |mut client: PeerClient<Channel>, request| client.vote(request).await,
+        )
         .await
     }
 
@@ -160,9 +192,12 @@ impl RaftNetworkV2<RaftTypes> for Link {
         rpc: VoteRequest<RaftTypes>,
         option: RPCOption,
     ) -> Result<VoteResponse<RaftTypes>, CallError> {
-        self.call(RPCTypes::Vote, option.hard_ttl(), &rpc, async |mut client, request| {
-            client.pre_vote(request).await
-        })
+        self.call(
+            RPCTypes::Vote,
+            option.hard_ttl(),
+            &rpc,
+            async |mut client: PeerClient<Channel>, request| client.pre_vote(request).await,
+        )
         .await
     }
 
@@ -171,9 +206,12 @@ impl RaftNetworkV2<RaftTypes> for Link {
         req: TransferLeaderRequest<RaftTypes>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<RaftTypes>, CallError> {
-        self.call(RPCTypes::TransferLeader, option.hard_ttl(), &req, async |mut client, request| {
-            client.transfer_leader(request).await
-        })
+        self.call(
+            RPCTypes::TransferLeader,
+            option.hard_ttl(),
+            &req,
+            async |mut client: PeerClient<Channel>, request| client.transfer_leader(request).await,
+        )
         .await
     }
 
@@ -184,7 +222,7 @@ impl RaftNetworkV2<RaftTypes> for Link {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<RaftTypes>, StreamingError<RaftTypes>> {
-        let mut client = self.client()?;
+        let mut client = self.client(self.peers.lane(self.target))?;
         let header = self.peers.envelope(self.target, encode(&(&vote, &snapshot.meta))?);
         let first = SnapshotPart { header: Some(header), data: Vec::new() };
         let data = bytes::Bytes::from(snapshot.snapshot.into_inner());

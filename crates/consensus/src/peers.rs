@@ -6,6 +6,8 @@
 //! believed; it must not talk to anybody.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,9 +22,33 @@ use understudy_types::{ClusterId, Incarnation, NodeId, NodeKind, NodeName, SiteN
 /// Grows when a message changes in a way that an older program would misread.
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
 
-/// Gives the channel to a node, `None` when it has no address. It must not block, and should always
-/// give the same lazily connecting channel, kept apart from bulk data.
-pub type ChannelTo = Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync>;
+/// Which of the two connections to a node. TCP delivers in order, so one lost packet holds up all that
+/// follows on its connection, and what is lost again holds it up longer each time; the other
+/// connection knows nothing of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// The one that is begun with.
+    First,
+    /// Connected when the first one kept somebody waiting.
+    Second,
+}
+
+/// An answer that takes longer may be stuck behind a lost packet. A third of the patience for a
+/// heartbeat's answer with the default profile, so that the other lane has two thirds.
+pub(crate) const OTHER_LANE_AFTER: Duration = Duration::from_millis(100);
+
+impl Lane {
+    pub(crate) fn other(self) -> Lane {
+        match self {
+            Lane::First => Lane::Second,
+            Lane::Second => Lane::First,
+        }
+    }
+}
+
+/// Gives a channel to a node, `None` when it has no address. It must not block, and should always
+/// give the same lazily connecting channel for the same lane, kept apart from bulk data.
+pub type ChannelTo = Arc<dyn Fn(NodeId, Lane) -> Option<Channel> + Send + Sync>;
 
 /// One line of the founding list, the same in every node's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +97,9 @@ pub(crate) struct Peers {
     pub(crate) name: NodeName,
     pub(crate) incarnation: Incarnation,
     pub(crate) members: BTreeMap<NodeId, FoundingMember>,
-    pub(crate) channel: ChannelTo,
+    channel: ChannelTo,
+    /// The lane on which each node answered last, where that was not the first.
+    lanes: Mutex<BTreeMap<NodeId, Lane>>,
     pub(crate) state: watch::Receiver<Arc<ClusterState>>,
     /// Incarnations heard before the founding was applied; in memory only.
     remembered: Mutex<BTreeMap<NodeId, Incarnation>>,
@@ -98,10 +126,42 @@ impl Peers {
             incarnation,
             members: members.iter().map(|member| (member.id, member.clone())).collect(),
             channel,
+            lanes: Mutex::default(),
             state,
             remembered: Mutex::new(BTreeMap::from([(node, incarnation)])),
             heard: Mutex::new(None),
         }
+    }
+
+    /// The way to `node` that worked last.
+    pub(crate) fn channel(&self, node: NodeId) -> Option<Channel> {
+        self.channel_on(node, self.lane(node))
+    }
+
+    /// The way to `node` on that lane.
+    pub(crate) fn channel_on(&self, node: NodeId, lane: Lane) -> Option<Channel> {
+        (self.channel)(node, lane)
+    }
+
+    /// The lane on which `node` answered last.
+    pub(crate) fn lane(&self, node: NodeId) -> Lane {
+        lock(&self.lanes).get(&node).copied().unwrap_or(Lane::First)
+    }
+
+    /// `node` answered on `lane`, or the other one keeps somebody waiting.
+    pub(crate) fn prefer(&self, node: NodeId, lane: Lane) {
+        lock(&self.lanes).insert(node, lane);
+    }
+
+    /// Waits for an answer of `node` to what must not be sent twice; when it takes long, whoever comes
+    /// next takes the other lane.
+    pub(crate) async fn awaited<A>(&self, node: NodeId, answer: impl Future<Output = A>) -> A {
+        let (lane, mut answer) = (self.lane(node), pin!(answer));
+        if let Ok(answer) = tokio::time::timeout(OTHER_LANE_AFTER, &mut answer).await {
+            return answer;
+        }
+        self.prefer(node, lane.other());
+        answer.await
     }
 
     /// The storage that answers to `node`: as founded, else as first heard.

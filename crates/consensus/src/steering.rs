@@ -261,7 +261,7 @@ async fn ask_all(
 }
 
 async fn ask(peers: &Peers, pace: &Pace, node: NodeId, about: NodeId) -> bool {
-    let Some(channel) = (peers.channel)(node) else { return false };
+    let Some(channel) = peers.channel(node) else { return false };
     let mut client = PeerClient::new(channel);
     let asked = client.reach(Request::new(v1::ReachRequest { node_id: about.0 }));
     let answer = tokio::time::timeout(pace.election_min * 4, asked).await;

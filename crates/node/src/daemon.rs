@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use understudy_consensus::{Applied, Consensus, ConsensusOptions};
+use understudy_consensus::{Applied, ChannelTo, Consensus, ConsensusOptions, Lane};
 use understudy_core::ClusterState;
 use understudy_core::node::{Core, CoreOptions, Event};
 use understudy_postgres::{Binaries, GuardianLink, OsUser, Server, Settings};
@@ -489,24 +489,21 @@ fn channels(
 
 /// Channels of the consensus' own, made when they are first asked for: then their work is done on its
 /// runtime, and nothing on the main one can hold up a heartbeat.
-fn consensus_finder(
-    config: &NodeConfig,
-    identity: &TlsIdentity,
-) -> Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync> {
+fn consensus_finder(config: &NodeConfig, identity: &TlsIdentity) -> ChannelTo {
     let members: BTreeMap<NodeId, crate::config::Member> =
         config.peers().map(|peer| (peer.id, peer.clone())).collect();
     let identity = identity.clone();
-    let made: Mutex<BTreeMap<NodeId, Channel>> = Mutex::default();
-    Arc::new(move |node| {
+    let made: Mutex<BTreeMap<(NodeId, Lane), Channel>> = Mutex::default();
+    Arc::new(move |node, lane| {
         let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = made.get(&node) {
+        if let Some(channel) = made.get(&(node, lane)) {
             return Some(channel.clone());
         }
         let peer = members.get(&node)?;
         let options = ChannelOptions::consensus();
         let channel =
             understudy_transport::connect(&peer.address, &peer.name, &identity, &options).ok()?;
-        made.insert(node, channel.clone());
+        made.insert((node, lane), channel.clone());
         Some(channel)
     })
 }

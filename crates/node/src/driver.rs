@@ -20,7 +20,7 @@ use understudy_shipping::permit_cell::PermitCell;
 use understudy_types::{BootInstant, Clock};
 
 use crate::guard::GuardTeller;
-use crate::hands::{Hands, TaskDone};
+use crate::hands::{FollowOrder, Hands, TaskDone};
 use crate::recorder::Recorder;
 
 /// How long one proposal may take before its outcome counts as unknown.
@@ -141,18 +141,19 @@ impl Driver {
                 }
             }
             Action::Follow { holder, admission, history } => {
-                let Some(hands) = self.hands.clone() else { return };
-                let sender = self.sender.clone();
-                self.runtime.spawn(async move {
-                    if let Err(failure) = hands.follow(holder, admission, history).await {
-                        let end = understudy_core::node::FollowEnd::Again(failure.words);
-                        let _ = sender.send(Event::FollowEnded(end));
-                    }
-                });
+                // The core waits for no task when it says this: one that still runs was left behind
+                // with the role that wanted it, and must not end what is followed from here on.
+                if let Some(left_behind) = self.running.take() {
+                    left_behind.abort();
+                }
+                if let Some(hands) = &self.hands {
+                    hands.order(FollowOrder::Follow { holder, admission, history });
+                }
             }
             Action::Unfollow => {
-                let Some(hands) = self.hands.clone() else { return };
-                self.runtime.spawn(async move { hands.unfollow().await });
+                if let Some(hands) = &self.hands {
+                    hands.order(FollowOrder::Unfollow);
+                }
             }
             Action::Run(id, task) => self.begin(id, task),
         }

@@ -6,12 +6,13 @@
 
 use std::future::Future;
 use std::io;
-use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -21,6 +22,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use understudy_types::NodeName;
 
+use crate::tcp::configure_tcp;
 use crate::tls::{TlsError, TlsIdentity, explain};
 
 /// How one purpose uses its connection.
@@ -183,8 +185,8 @@ struct NodeConnector {
 impl NodeConnector {
     async fn connect(self) -> Result<TokioIo<TlsStream<TcpStream>>, ConnectFailed> {
         let attempt = async {
-            let tcp = TcpStream::connect(&*self.address).await?;
-            configure_tcp(&tcp, Some(self.tcp_user_timeout))?;
+            let tcp = connect_tcp(&self.address).await?;
+            configure_tcp(&tcp, self.tcp_user_timeout)?;
             let name = ServerName::try_from("understudy").expect("a valid name, sent to nobody");
             TlsConnector::from(self.config.clone()).connect(name, tcp).await
         };
@@ -213,12 +215,20 @@ impl tower::Service<Uri> for NodeConnector {
     }
 }
 
-/// What every one of our TCP connections has.
-pub(crate) fn configure_tcp(tcp: &TcpStream, user_timeout: Option<Duration>) -> io::Result<()> {
-    tcp.set_nodelay(true)?;
-    if let Some(timeout) = user_timeout {
-        let millis = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        rustix::net::sockopt::set_tcp_user_timeout(tcp.as_fd(), millis)?;
+/// How long a first packet is waited for before another connection is tried beside it.
+const ATTEMPT_PACE: Duration = Duration::from_millis(250);
+
+/// A TCP connection to `address`; the first that stands of those that were begun.
+///
+/// The kernel repeats a lost first packet after a second (RFC 6298, 2.1), which is most of the time
+/// that we have; whoever begins anew beside it has another throw each [`ATTEMPT_PACE`].
+async fn connect_tcp(address: &str) -> io::Result<TcpStream> {
+    let mut begun = FuturesUnordered::new();
+    loop {
+        begun.push(TcpStream::connect(address));
+        tokio::select! {
+            Some(connected) = begun.next() => return connected,
+            () = tokio::time::sleep(ATTEMPT_PACE) => {}
+        }
     }
-    Ok(())
 }

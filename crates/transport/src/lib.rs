@@ -13,6 +13,7 @@ mod door;
 mod files;
 mod identity;
 mod listener;
+mod tcp;
 #[cfg(test)]
 mod tests;
 mod tls;

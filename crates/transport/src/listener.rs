@@ -19,7 +19,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
-use crate::channel::configure_tcp;
+use crate::tcp::configure_tcp;
 use crate::tls::{Peer, TlsError, TlsIdentity, explain};
 
 /// The bounds of a listener.
@@ -191,7 +191,7 @@ async fn accept_loop(tcp: TcpListener, gate: Gate, sender: mpsc::Sender<PeerStre
 
 impl Gate {
     async fn handshake(&self, tcp: TcpStream, address: SocketAddr) -> io::Result<PeerStream> {
-        configure_tcp(&tcp, Some(self.options.tcp_user_timeout))?;
+        configure_tcp(&tcp, self.options.tcp_user_timeout)?;
         let tls = self.acceptor.accept(tcp).await?;
         let certificate = self
             .identity

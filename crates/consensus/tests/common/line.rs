@@ -1,6 +1,8 @@
 //! A line between two nodes that can be made slow or dead: real TCP through a small program between.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,11 +19,14 @@ pub(crate) struct Habit {
     pub(crate) jitter: Duration,
     /// Nothing gets through; what was sent meanwhile does once it is healed, as TCP has it.
     pub(crate) dead: bool,
+    /// The same for the connections that were begun before so many others.
+    pub(crate) dead_before: usize,
 }
 
 pub(crate) struct Line {
     pub(crate) address: SocketAddr,
     habit: watch::Sender<Habit>,
+    begun: Arc<AtomicUsize>,
 }
 
 impl Line {
@@ -29,26 +34,39 @@ impl Line {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (habit, seen) = watch::channel(Habit::default());
+        let begun = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&begun);
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
+                let number = count.fetch_add(1, Ordering::Relaxed);
                 let Ok(far) = TcpStream::connect(target).await else { continue };
                 near.set_nodelay(true).unwrap();
                 far.set_nodelay(true).unwrap();
                 let ((near_in, near_out), (far_in, far_out)) =
                     (near.into_split(), far.into_split());
-                carry(near_in, far_out, seen.clone());
-                carry(far_in, near_out, seen.clone());
+                carry(number, near_in, far_out, seen.clone());
+                carry(number, far_in, near_out, seen.clone());
             }
         });
-        Line { address, habit }
+        Line { address, habit, begun }
     }
 
     pub(crate) fn set(&self, habit: Habit) {
         self.habit.send_replace(habit);
     }
+
+    /// How many connections there have been.
+    pub(crate) fn begun(&self) -> usize {
+        self.begun.load(Ordering::Relaxed)
+    }
 }
 
-fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut habit: watch::Receiver<Habit>) {
+fn carry(
+    number: usize,
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut habit: watch::Receiver<Habit>,
+) {
     let (sender, mut pieces) = mpsc::channel::<(Instant, Vec<u8>)>(4096);
     tokio::spawn(async move {
         let mut piece = vec![0; 16 << 10];
@@ -61,9 +79,8 @@ fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut habit: watch::Rece
     tokio::spawn(async move {
         let mut turn = 0_u32;
         while let Some((came, piece)) = pieces.recv().await {
-            let Ok(now) = habit.wait_for(|habit| !habit.dead).await.map(|habit| *habit) else {
-                return;
-            };
+            let alive = |habit: &Habit| !habit.dead && number >= habit.dead_before;
+            let Ok(now) = habit.wait_for(alive).await.map(|habit| *habit) else { return };
             turn = turn.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let jitter = now.jitter.mul_f64(f64::from(turn) / f64::from(u32::MAX));
             tokio::time::sleep_until(came + now.delay + jitter).await;

@@ -90,6 +90,16 @@ impl Lab {
         Lab { with_lines: true, ..Lab::new() }
     }
 
+    /// What `from` has begun towards `to` stands still from now on, but a new connection works; says
+    /// how many they were.
+    pub(crate) fn connections_stand_still(&self, from: NodeId, to: NodeId) -> usize {
+        let ways = self.ways.lock().unwrap();
+        let line = &ways.lines[&(from, to)];
+        let dead_before = line.begun();
+        line.set(Habit { dead_before, ..Habit::default() });
+        dead_before
+    }
+
     /// Sets how the line between two nodes behaves, whoever dialled.
     pub(crate) fn between(&self, one: NodeId, other: NodeId, habit: Habit) {
         let ways = self.ways.lock().unwrap();
@@ -137,8 +147,8 @@ impl Lab {
 
     fn channel(&self, from: u64) -> ChannelTo {
         let (ways, identity) = (Arc::clone(&self.ways), self.identity(from));
-        let own: Mutex<BTreeMap<(NodeId, SocketAddr), Channel>> = Mutex::default();
-        Arc::new(move |to| {
+        let own: Mutex<BTreeMap<(NodeId, Lane, SocketAddr), Channel>> = Mutex::default();
+        Arc::new(move |to, lane| {
             let ways = ways.lock().unwrap();
             if ways.cut.contains(&NodeId(from)) || ways.cut.contains(&to) {
                 return None;
@@ -147,7 +157,7 @@ impl Lab {
             let line = ways.lines.get(&(NodeId(from), to)).map(|line| line.address);
             let address = line.or(direct)?;
             let mut own = own.lock().unwrap();
-            let channel = own.entry((to, address)).or_insert_with(|| {
+            let channel = own.entry((to, lane, address)).or_insert_with(|| {
                 let options = transport::ChannelOptions::consensus();
                 transport::connect(&address.to_string(), &name(to.0), &identity, &options).unwrap()
             });

@@ -166,10 +166,10 @@ async fn propose(place: Place, consensus: Consensus) {
     }
 }
 
-/// Ways to the others: one connection each, made when it is used.
+/// Ways to the others: one connection a lane, made when it is used.
 fn channels() -> ChannelTo {
-    let made: Mutex<BTreeMap<NodeId, Channel>> = Mutex::default();
-    Arc::new(move |to| {
+    let made: Mutex<BTreeMap<(NodeId, Lane), Channel>> = Mutex::default();
+    Arc::new(move |to, lane| {
         let channel = || {
             let options = transport::ChannelOptions::consensus();
             let uri: Uri = format!("http://{}:{PORT}", name(to.0)).parse().unwrap();
@@ -185,7 +185,7 @@ fn channels() -> ChannelTo {
                 .keep_alive_while_idle(true)
                 .connect_with_connector_lazy(tower::service_fn(connect))
         };
-        Some(made.lock().unwrap().entry(to).or_insert_with(channel).clone())
+        Some(made.lock().unwrap().entry((to, lane)).or_insert_with(channel).clone())
     })
 }
 

@@ -30,7 +30,7 @@ fn known_leader(node: &Node) -> Option<NodeId> {
 
 fn slow(each_way: u64) -> Habit {
     let delay = Duration::from_millis(each_way);
-    Habit { delay: delay * 4 / 5, jitter: delay * 2 / 5, dead: false }
+    Habit { delay: delay * 4 / 5, jitter: delay * 2 / 5, ..Habit::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,6 +97,30 @@ async fn leadership_goes_to_who_hears_everybody_when_one_line_is_cut() {
     assert!(now.is_leader, "{now:?}");
     lab.between(old.id, cut_off.id, Habit::default());
     goes_through(cut_off, "healed").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_stands_still_costs_no_leader() {
+    let lab = Lab::with_lines();
+    let nodes = lab.cluster().await;
+    let at = leader(&nodes).await;
+    let old = &nodes[at];
+    let term = old.consensus.leadership().borrow().term;
+    let mut stuck = 0;
+    for other in nodes.iter().filter(|node| node.id != old.id) {
+        stuck += lab.connections_stand_still(old.id, other.id);
+    }
+    assert!(stuck >= 2, "{stuck} connections led from the leader to the others");
+    // Longer than any follower waits for a heartbeat, and than it takes to see that TCP gave up.
+    let begun = tokio::time::Instant::now();
+    let mut round = 0;
+    while begun.elapsed() < Duration::from_secs(3) {
+        let (_, outcome) = old.consensus.propose(mark(round), TIMEOUT).await.unwrap();
+        assert!(outcome.is_accepted(), "{outcome:?}");
+        round += 1;
+    }
+    let now = *old.consensus.leadership().borrow();
+    assert!(now.is_leader && now.term == term, "it led term {term}, and now: {now:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

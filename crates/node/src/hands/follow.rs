@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 use understudy_core::node::{Event, FollowEnd};
 use understudy_postgres::{ControlData, DataDirectory};
@@ -12,9 +13,38 @@ use understudy_types::{Admission, Lineage, Lsn, NodeId, Timeline};
 use super::{Following, Hands, chain, transient_words};
 use understudy_core::node::TaskFailure;
 
+/// What the core wishes to be followed from now on.
+pub(crate) enum FollowOrder {
+    Follow { holder: NodeId, admission: Admission, history: Vec<Lineage> },
+    Unfollow,
+}
+
 impl Hands {
+    /// Has an order carried out, after those that were given before.
+    pub(crate) fn order(&self, order: FollowOrder) {
+        // Only a daemon that ends carries out no orders.
+        let _ = self.inner.orders.send(order);
+    }
+
+    pub(super) async fn carry_out_orders(self, mut orders: UnboundedReceiver<FollowOrder>) {
+        while let Some(order) = orders.recv().await {
+            match order {
+                FollowOrder::Unfollow => self.unfollow().await,
+                FollowOrder::Follow { holder, admission, history } => {
+                    // A task that was dropped, such as a seal of an earlier epoch, is really gone
+                    // once the turn is free, and ends nothing that is begun here.
+                    let _turn = self.inner.turn.lock().await;
+                    if let Err(failure) = self.follow(holder, admission, history).await {
+                        let end = FollowEnd::Again(failure.words);
+                        let _ = self.options().events.send(Event::FollowEnded(end));
+                    }
+                }
+            }
+        }
+    }
+
     /// Follows `holder` under `admission`; does nothing if that is what is being done.
-    pub(crate) async fn follow(
+    pub(super) async fn follow(
         &self,
         holder: NodeId,
         admission: Admission,
@@ -73,7 +103,7 @@ impl Hands {
     }
 
     /// Stops following and waits until nothing is written any more on its behalf.
-    pub(crate) async fn unfollow(&self) {
+    pub(super) async fn unfollow(&self) {
         if let Some(following) = self.inner.following.send_replace(None) {
             following.stop.cancel();
             following.ended.cancelled().await;

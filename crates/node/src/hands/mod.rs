@@ -31,6 +31,7 @@ use understudy_types::{
 
 use crate::receipts::{Promised, ReceiptSummary};
 
+pub(crate) use follow::FollowOrder;
 pub(crate) use join::tunnel_roles;
 pub(crate) use observe::Observer;
 
@@ -111,6 +112,7 @@ struct Inner {
     options: HandsOptions,
     source: watch::Sender<Option<SourceHandle>>,
     following: watch::Sender<Option<Arc<Following>>>,
+    orders: mpsc::UnboundedSender<FollowOrder>,
     progress: watch::Sender<Option<Progress>>,
     newest_receipt: watch::Sender<Option<ReceiptSummary>>,
     /// Held by whoever works below `divergent/`: the file work of a task that was dropped goes on for
@@ -125,12 +127,15 @@ struct Inner {
 }
 
 impl Hands {
+    /// Must be called within a tokio runtime.
     pub(crate) fn new(options: HandsOptions) -> Hands {
-        Hands {
+        let (orders, given) = mpsc::unbounded_channel();
+        let hands = Hands {
             inner: Arc::new(Inner {
                 options,
                 source: watch::Sender::new(None),
                 following: watch::Sender::new(None),
+                orders,
                 progress: watch::Sender::new(None),
                 newest_receipt: watch::Sender::new(None),
                 divergent_turn: Arc::default(),
@@ -139,7 +144,9 @@ impl Hands {
                 task_serial: AtomicU64::new(0),
                 held: std::sync::Mutex::default(),
             }),
-        }
+        };
+        tokio::spawn(hands.clone().carry_out_orders(given));
+        hands
     }
 
     fn options(&self) -> &HandsOptions {

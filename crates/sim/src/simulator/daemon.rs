@@ -127,6 +127,8 @@ impl World {
                 note!(self, "n{} gate of epoch {epoch} shut for good", node + 1);
             }
             Action::Follow { holder, admission, history } => {
+                // As the driver: a task that still runs was left behind with an earlier role.
+                self.machines[node].doing = None;
                 self.follow(node, holder, admission, history);
             }
             Action::Unfollow => self.unfollow(node),
