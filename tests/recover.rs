@@ -8,6 +8,7 @@ mod support;
 
 use std::process::Command;
 
+use jiff::Timestamp;
 use serde_json::Value;
 use support::compare::wait_for_replay;
 use support::lab::{DATA, Lab, WITNESS, ZERO};
@@ -88,7 +89,9 @@ fn a_sole_survivor_goes_on_and_old_members_get_nowhere_until_they_rejoin() {
     lab.start(survivor);
     lab.wait("the passive to be back", |lab| lab.protected_under(lost));
 
+    let begun = Timestamp::now();
     let told = lose_majority(&mut lab);
+    let lost_by = Timestamp::now();
     lab.stop_node(survivor);
     refused(&recover(&lab, WITNESS, &["--sole-survivor", "--dry-run"]), "witness");
 
@@ -97,6 +100,8 @@ fn a_sole_survivor_goes_on_and_old_members_get_nowhere_until_they_rejoin() {
     let dry: Value = serde_json::from_str(&dry).unwrap();
     assert_eq!(dry["statement"]["waited_for"], true, "{dry:#}");
     assert_eq!(dry["statement"]["loss"]["seconds_max"], 0.0, "{dry:#}");
+    let newest: Timestamp = dry["statement"]["newest_commit_at"].as_str().unwrap().parse().unwrap();
+    assert!(begun < newest && newest < lost_by, "{newest} is not between {begun} and {lost_by}");
     let unnamed = recover(&lab, survivor, &order);
     assert_eq!(unnamed.status.code(), Some(2), "{unnamed:#?}");
     let misnamed = [&order[..], &["--cluster-name=00000000-0000-4000-8000-000000000000"]].concat();

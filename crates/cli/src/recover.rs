@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use understudy_node::config::NodeConfig;
 use understudy_node::recovery::{self, LossLimit, Order, Statement};
@@ -205,6 +206,7 @@ fn json_of(cluster: &str, node: &str, statement: &Statement) -> Value {
         "waited_for": statement.waited_for,
         "eligible": statement.eligible,
         "durable_lsn": statement.durable_lsn,
+        "newest_commit_at": newest_commit(statement),
         "loss": {
             "seconds_max": statement.loss.time_max.map(|time| time.as_secs_f64()),
             "wal_bytes_min": statement.loss.wal_bytes_min,
@@ -212,6 +214,12 @@ fn json_of(cluster: &str, node: &str, statement: &Statement) -> Value {
         },
         "lease_wait_seconds": statement.lease_wait.as_secs_f64(),
     })
+}
+
+/// The time of the newest commit in the journal, in RFC 3339, to the millisecond.
+fn newest_commit(statement: &Statement) -> Option<String> {
+    let time = Timestamp::from_microsecond(statement.newest_commit_unix_us?).ok()?;
+    Some(format!("{time:.3}"))
 }
 
 fn render(cluster: &str, node: &str, statement: &Statement) -> String {
@@ -228,7 +236,8 @@ fn render(cluster: &str, node: &str, statement: &Statement) -> String {
     text += &format!(
         "last epoch   {}, {}, held by {holder}\n\
          dial         {}{lifted}\n\
-         {node:<12} was active: {}; waited for: {}; eligible: {}; journal ends at {durable}\n\
+         {node:<12} was active: {}; waited for: {}; eligible: {}\n\
+         journal      ends at {durable}; the newest commit in it is of {}\n\
          \nMAY BE LOST  {}.\n\
          This is what {node} knows. If another node was made active after it last heard the others, \
          what that node confirmed is lost too.\n\
@@ -241,6 +250,7 @@ fn render(cluster: &str, node: &str, statement: &Statement) -> String {
         yes(statement.was_active),
         yes(statement.waited_for),
         yes(statement.eligible),
+        newest_commit(statement).as_deref().unwrap_or("a time that is not known"),
         statement.loss_words,
     );
     text

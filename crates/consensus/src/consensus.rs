@@ -29,7 +29,7 @@ use crate::device::{Device, Directory};
 use crate::founding::{Founding, FoundingStatus};
 use crate::leadership::{self, Leadership};
 use crate::network::Network;
-use crate::peers::{ChannelTo, FoundingMember, Peers};
+use crate::peers::{ChannelTo, FoundingMember, Lane, Peers};
 use crate::server::{PeerServer, Write, read_index, write};
 use crate::state_machine::{Applied, StateMachine, StateMachineError, snapshot_dir};
 use crate::steering::{self, Pace, Steering};
@@ -331,10 +331,11 @@ impl Consensus {
                 Write::Unknown(why) => Err(ProposeError::Unknown(why)),
             };
         }
-        let mut client = self.client(leader)?;
+        let lane = self.0.peers.lane(leader);
+        let mut client = self.client(leader, lane)?;
         let mut request = Request::new(v1::ProposeRequest { command });
         request.set_timeout(left);
-        let asked = self.0.peers.awaited(leader, client.propose(request));
+        let asked = self.0.peers.awaited(leader, lane, client.propose(request));
         let asked = tokio::time::timeout(left, asked);
         let answer = tokio::select! {
             answer = asked => answer,
@@ -386,9 +387,12 @@ impl Consensus {
         if leader == self.0.peers.node {
             return read_index(&self.0.raft).await.map_err(|_| ProposeError::NoLeader);
         }
-        let mut client = self.client(leader)?;
+        let send_on = |lane: Lane| {
+            let mut client = self.client(leader, lane)?;
+            Ok::<_, ProposeError>(async move { client.read_index(v1::ReadIndexRequest {}).await })
+        };
         let answer = tokio::select! {
-            answer = self.0.peers.awaited(leader, client.read_index(v1::ReadIndexRequest {})) => answer,
+            answer = self.0.peers.first_answer(leader, send_on) => answer?,
             // A read has no effect: it is simply asked again, of the new leader.
             () = self.another_leads(leader) => return Err(ProposeError::NoLeader),
         };
@@ -428,7 +432,11 @@ impl Consensus {
         self.0.raft.metrics().borrow_watched().current_leader.map(NodeId)
     }
 
-    fn client(&self, node: NodeId) -> Result<PeerClient<tonic::transport::Channel>, ProposeError> {
+    fn client(
+        &self,
+        node: NodeId,
+        lane: Lane,
+    ) -> Result<PeerClient<tonic::transport::Channel>, ProposeError> {
         if self.0.raft.metrics().borrow_watched().running_state.is_err() {
             return Err(ProposeError::NotSent("consensus has stopped".to_owned()));
         }
@@ -436,7 +444,7 @@ impl Consensus {
         let _entered = self.0.handle.enter();
         self.0
             .peers
-            .channel(node)
+            .channel_on(node, lane)
             .map(PeerClient::new)
             .ok_or_else(|| ProposeError::NotSent(format!("node {node} has no address")))
     }

@@ -7,12 +7,10 @@
 
 use std::future::Future;
 use std::io::Cursor;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::future::{Either, select};
 use openraft::BasicNode;
 use openraft::RPCTypes;
 use openraft::alias::{SnapshotOf, VoteOf};
@@ -32,7 +30,7 @@ use understudy_proto::v1::{RaftMessage, SnapshotPart};
 use understudy_types::NodeId;
 
 use crate::RaftTypes;
-use crate::peers::{Lane, OTHER_LANE_AFTER, Peers};
+use crate::peers::{Lane, Peers};
 
 /// A snapshot travels in parts of this size.
 const PART_BYTES: usize = 1 << 20;
@@ -99,32 +97,11 @@ impl Link {
             request.set_timeout(ttl);
             Ok::<_, CallError>(send(client, request))
         };
-        match tokio::time::timeout(ttl, self.ask(send_on)).await {
+        let answered = self.peers.first_answer(self.target, send_on);
+        match tokio::time::timeout(ttl, answered).await {
             Err(_) => Err(self.timeout(action, ttl)),
             Ok(answer) => self.read(answer?),
         }
-    }
-
-    /// The first answer that comes, on the lane that worked last or on the other one.
-    async fn ask<F: Future<Output = Answer>>(
-        &self,
-        send_on: impl Fn(Lane) -> Result<F, CallError>,
-    ) -> Result<Answer, CallError> {
-        let lane = self.peers.lane(self.target);
-        let mut first = pin!(send_on(lane)?);
-        if let Ok(answer) = tokio::time::timeout(OTHER_LANE_AFTER, &mut first).await {
-            return Ok(answer);
-        }
-        let second = pin!(send_on(lane.other())?);
-        Ok(match select(first, second).await {
-            Either::Left((Err(_), second)) => second.await,
-            Either::Left((answer, _)) => answer,
-            Either::Right((Err(_), first)) => first.await,
-            Either::Right((answer, _)) => {
-                self.peers.prefer(self.target, lane.other());
-                answer
-            }
-        })
     }
 
     fn read<A: DeserializeOwned>(&self, answer: Answer) -> Result<A, CallError> {

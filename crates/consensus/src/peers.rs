@@ -11,6 +11,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::{Either, select};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Status;
@@ -35,7 +36,7 @@ pub enum Lane {
 
 /// An answer that takes longer may be stuck behind a lost packet. A third of the patience for a
 /// heartbeat's answer with the default profile, so that the other lane has two thirds.
-pub(crate) const OTHER_LANE_AFTER: Duration = Duration::from_millis(100);
+const OTHER_LANE_AFTER: Duration = Duration::from_millis(100);
 
 impl Lane {
     pub(crate) fn other(self) -> Lane {
@@ -98,7 +99,7 @@ pub(crate) struct Peers {
     pub(crate) incarnation: Incarnation,
     pub(crate) members: BTreeMap<NodeId, FoundingMember>,
     channel: ChannelTo,
-    /// The lane on which each node answered last, where that was not the first.
+    /// The lane to begin with for each node, where that is not the first.
     lanes: Mutex<BTreeMap<NodeId, Lane>>,
     pub(crate) state: watch::Receiver<Arc<ClusterState>>,
     /// Incarnations heard before the founding was applied; in memory only.
@@ -133,7 +134,7 @@ impl Peers {
         }
     }
 
-    /// The way to `node` that worked last.
+    /// The way to `node` that is begun with.
     pub(crate) fn channel(&self, node: NodeId) -> Option<Channel> {
         self.channel_on(node, self.lane(node))
     }
@@ -143,25 +144,61 @@ impl Peers {
         (self.channel)(node, lane)
     }
 
-    /// The lane on which `node` answered last.
+    /// The lane to begin with: on which `node` answered last, or the one beside that which keeps waiting.
     pub(crate) fn lane(&self, node: NodeId) -> Lane {
         lock(&self.lanes).get(&node).copied().unwrap_or(Lane::First)
     }
 
-    /// `node` answered on `lane`, or the other one keeps somebody waiting.
-    pub(crate) fn prefer(&self, node: NodeId, lane: Lane) {
+    fn prefer(&self, node: NodeId, lane: Lane) {
         lock(&self.lanes).insert(node, lane);
     }
 
-    /// Waits for an answer of `node` to what must not be sent twice; when it takes long, whoever comes
-    /// next takes the other lane.
-    pub(crate) async fn awaited<A>(&self, node: NodeId, answer: impl Future<Output = A>) -> A {
-        let (lane, mut answer) = (self.lane(node), pin!(answer));
+    /// Waits for an answer of `node`, on `lane`, to what must not be sent twice; while it takes long,
+    /// whoever comes next takes the other lane.
+    pub(crate) async fn awaited<A>(
+        &self,
+        node: NodeId,
+        lane: Lane,
+        answer: impl Future<Output = Result<A, Status>>,
+    ) -> Result<A, Status> {
+        let mut answer = pin!(answer);
         if let Ok(answer) = tokio::time::timeout(OTHER_LANE_AFTER, &mut answer).await {
             return answer;
         }
         self.prefer(node, lane.other());
-        answer.await
+        let answer = answer.await;
+        if answer.is_ok() {
+            self.prefer(node, lane);
+        }
+        answer
+    }
+
+    /// The first answer of `node` to what may be sent twice, on the lane that worked last or, when that
+    /// takes long, on either.
+    ///
+    /// # Errors
+    /// The outer ones are those of `send_on`.
+    pub(crate) async fn first_answer<A, E, F: Future<Output = Result<A, Status>>>(
+        &self,
+        node: NodeId,
+        send_on: impl Fn(Lane) -> Result<F, E>,
+    ) -> Result<Result<A, Status>, E> {
+        let lane = self.lane(node);
+        let mut first = pin!(send_on(lane)?);
+        if let Ok(answer) = tokio::time::timeout(OTHER_LANE_AFTER, &mut first).await {
+            return Ok(answer);
+        }
+        let second = pin!(send_on(lane.other())?);
+        let (by_second, answer) = match select(first, second).await {
+            Either::Left((Err(_), second)) => (true, second.await),
+            Either::Left((answer, _)) => (false, answer),
+            Either::Right((Err(_), first)) => (false, first.await),
+            Either::Right((answer, _)) => (true, answer),
+        };
+        if by_second && answer.is_ok() {
+            self.prefer(node, lane.other());
+        }
+        Ok(answer)
     }
 
     /// The storage that answers to `node`: as founded, else as first heard.

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -221,14 +222,31 @@ const ATTEMPT_PACE: Duration = Duration::from_millis(250);
 /// A TCP connection to `address`; the first that stands of those that were begun.
 ///
 /// The kernel repeats a lost first packet after a second (RFC 6298, 2.1), which is most of the time
-/// that we have; whoever begins anew beside it has another throw each [`ATTEMPT_PACE`].
+/// that we have; whoever begins anew beside it has another throw each [`ATTEMPT_PACE`]. A name is
+/// looked up once, and its addresses are tried in turn.
+///
+/// # Errors
+/// The last one, when every address was tried and nothing is under way any more.
 async fn connect_tcp(address: &str) -> io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
+    let mut turns = addresses.iter().copied().cycle();
+    let mut untried = addresses.len();
     let mut begun = FuturesUnordered::new();
+    let mut pace = tokio::time::interval(ATTEMPT_PACE);
     loop {
-        begun.push(TcpStream::connect(address));
         tokio::select! {
-            Some(connected) = begun.next() => return connected,
-            () = tokio::time::sleep(ATTEMPT_PACE) => {}
+            _ = pace.tick() => {}
+            Some(connected) = begun.next() => match connected {
+                Ok(tcp) => return Ok(tcp),
+                Err(_) if untried > 0 => pace.reset(),
+                Err(error) if begun.is_empty() => return Err(error),
+                Err(_) => continue,
+            },
         }
+        let Some(next) = turns.next() else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+        };
+        untried = untried.saturating_sub(1);
+        begun.push(TcpStream::connect(next));
     }
 }

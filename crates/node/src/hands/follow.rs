@@ -27,19 +27,27 @@ impl Hands {
     }
 
     pub(super) async fn carry_out_orders(self, mut orders: UnboundedReceiver<FollowOrder>) {
-        while let Some(order) = orders.recv().await {
-            match order {
-                FollowOrder::Unfollow => self.unfollow().await,
-                FollowOrder::Follow { holder, admission, history } => {
-                    // A task that was dropped, such as a seal of an earlier epoch, is really gone
-                    // once the turn is free, and ends nothing that is begun here.
-                    let _turn = self.inner.turn.lock().await;
-                    if let Err(failure) = self.follow(holder, admission, history).await {
-                        let end = FollowEnd::Again(failure.words);
-                        let _ = self.options().events.send(Event::FollowEnded(end));
-                    }
-                }
-            }
+        let mut next = orders.recv().await;
+        while let Some(order) = next {
+            // A newer order takes the place of one that hangs, on a disk for instance.
+            next = tokio::select! {
+                biased;
+                newer = orders.recv() => newer,
+                () = self.carry_out_order(order) => orders.recv().await,
+            };
+        }
+    }
+
+    async fn carry_out_order(&self, order: FollowOrder) {
+        let FollowOrder::Follow { holder, admission, history } = order else {
+            return self.unfollow().await;
+        };
+        // A task that was dropped, such as a seal of an earlier epoch, is really gone once its turn is
+        // free, and ends nothing that is begun here. The turn is not kept: a fence must not wait.
+        drop(self.inner.turn.lock().await);
+        if let Err(failure) = self.follow(holder, admission, history).await {
+            let end = FollowEnd::Again(failure.words);
+            let _ = self.options().events.send(Event::FollowEnded(end));
         }
     }
 
@@ -54,6 +62,7 @@ impl Hands {
             let same = following.holder == holder
                 && following.admission.epoch == admission.epoch
                 && following.admission.promotion == admission.promotion
+                && !following.stop.is_cancelled()
                 && !following.ended.is_cancelled();
             if same {
                 return Ok(());
@@ -104,10 +113,17 @@ impl Hands {
 
     /// Stops following and waits until nothing is written any more on its behalf.
     pub(super) async fn unfollow(&self) {
-        if let Some(following) = self.inner.following.send_replace(None) {
-            following.stop.cancel();
-            following.ended.cancelled().await;
-        }
+        let Some(following) = self.following() else { return };
+        following.stop.cancel();
+        following.ended.cancelled().await;
+        // Only now, so that whoever comes after a wait that was dropped waits as well.
+        self.inner.following.send_if_modified(|held| {
+            let same = held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &following));
+            if same {
+                *held = None;
+            }
+            same
+        });
     }
 
     pub(super) async fn control(&self) -> Result<ControlData, TaskFailure> {

@@ -6,6 +6,7 @@
 //! Nothing here runs by itself, and nothing is changed before everything was looked at and accepted.
 
 mod ask;
+mod newest;
 mod rejoin;
 mod service;
 mod statement;
@@ -129,10 +130,14 @@ async fn look_at_copy(config: &NodeConfig) -> Result<Copy, RecoverError> {
         | DataDirectory::WrongVersion { .. }) => (None, Some(statement::words_of(&other))),
     };
     let positions = journal.positions().borrow().clone();
+    let read = journal.clone();
+    let newest = tokio::task::spawn_blocking(move || newest::newest_commit(&read)).await;
     Ok(Copy {
         system_id,
         problem,
         durable_lsn: positions.as_ref().map(|held| held.durable_lsn),
+        // A task that panicked knows nothing.
+        newest_commit_unix_us: newest.unwrap_or(None),
         promotion: positions.and(journal.lineage().last().map(|last| last.promotion)),
     })
 }

@@ -26,6 +26,9 @@ pub struct Copy {
     pub problem: Option<String>,
     /// The journal's durable end.
     pub durable_lsn: Option<Lsn>,
+    /// When the newest commit in the journal was made, by the clock of the machine that wrote it:
+    /// microseconds since the Unix epoch. `None` if none is near its end.
+    pub newest_commit_unix_us: Option<i64>,
     /// The promotion whose WAL the journal follows.
     pub promotion: Option<PromotionId>,
 }
@@ -194,6 +197,8 @@ pub struct Statement {
     pub eligible: bool,
     /// Where its journal ends.
     pub durable_lsn: Option<Lsn>,
+    /// When the newest commit in it was made, as [`Copy::newest_commit_unix_us`].
+    pub newest_commit_unix_us: Option<i64>,
     /// What may be lost.
     pub loss: LossBound,
     /// The same in words.
@@ -245,6 +250,7 @@ pub(super) fn judge(config: &NodeConfig, facts: &Facts) -> Result<Statement, Ref
         waited_for: state.durability.waited.contains(&facts.me),
         eligible: state.durability.eligible.contains(&facts.me),
         durable_lsn: facts.copy.durable_lsn,
+        newest_commit_unix_us: facts.copy.newest_commit_unix_us,
         loss,
         loss_words,
         lease_wait: if elsewhere { config.timing.challenger_span(ttl) } else { Duration::ZERO },

@@ -93,7 +93,11 @@ impl World {
                     machine.postgres.data.wal.at(last.start).is_some_and(|rec| rec.id == last.id);
                 data.present && !data.incomplete && same
             });
-            let copied = copied.map_or(0, |last| last.end);
+            // One that a rewind or a clone has spoiled had all up to the fork until then: that this is
+            // lost too is a second loss, which nobody's exposure counts.
+            let spoiled = data.present && data.incomplete;
+            let fork = machine.postgres.data.fork().filter(|_| spoiled).unwrap_or(0);
+            let copied = copied.map_or(fork, |last| last.end);
             told.max(other.durable_lsn()).0.max(copied)
         };
         let waited = &written.permit.waited_for;

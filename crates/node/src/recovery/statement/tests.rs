@@ -82,6 +82,7 @@ fn facts() -> Facts {
             system_id: identity.system_id,
             problem: None,
             durable_lsn: Some(Lsn(4_300)),
+            newest_commit_unix_us: Some(1_700_000_000_000_000),
             promotion: Some(last),
         },
         state,
