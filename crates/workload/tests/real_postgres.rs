@@ -3,6 +3,7 @@
 // Helpers of tests are no tests to clippy's `allow-unwrap-in-tests`.
 #![allow(clippy::unwrap_used)]
 
+use std::ffi::OsString;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -125,18 +126,28 @@ impl Server {
         sqlx::raw_sql(sql).execute(&mut session).await.unwrap();
     }
 
-    /// Every process whose working directory is the data directory, at once.
+    /// Ends every process of the server, those begun meanwhile too; none is left when it returns, because
+    /// the next server would find its predecessor's shared memory in use.
     fn kill(&mut self) {
-        let mut pids = Vec::new();
-        for process in std::fs::read_dir("/proc").unwrap().flatten() {
-            if std::fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == self.data) {
-                pids.push(process.file_name());
+        let Some(mut child) = self.child.take() else { return };
+        loop {
+            let pids = self.processes();
+            if pids.is_empty() {
+                break;
             }
-        }
-        if let Some(mut child) = self.child.take() {
             Command::new("kill").arg("-9").args(&pids).stderr(Stdio::null()).status().unwrap();
-            child.wait().unwrap();
         }
+        child.wait().unwrap();
+    }
+
+    /// Those whose working directory is the data directory. One that ends gives its memory back before
+    /// its working directory.
+    fn processes(&self) -> Vec<OsString> {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let own = processes.filter(|process| {
+            std::fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == self.data)
+        });
+        own.map(|process| process.file_name()).collect()
     }
 }
 

@@ -156,13 +156,24 @@ impl Server {
         }
         postmaster.wait().unwrap();
         client.wait().unwrap();
-        // The children were not ours to wait for: gone when nothing is attached any more.
-        while children.split_whitespace().any(|child| {
-            fs::read_to_string(format!("/proc/{child}/cmdline")).is_ok_and(|line| !line.is_empty())
-        }) {
+        // The children, those begun since too, were not ours to wait for: gone when nothing is attached
+        // any more to what the next postmaster finds as its predecessor's shared memory.
+        while self.shared_memory_is_attached() {
             assert!(Instant::now() < deadline + Duration::from_secs(30), "children live on");
             std::thread::yield_now();
         }
+    }
+
+    /// By the identifier in `postmaster.pid` (its seventh line: key and identifier) and the kernel's own
+    /// table (`shmid` is the second column, the number of attached processes the seventh).
+    fn shared_memory_is_attached(&self) -> bool {
+        let lock = fs::read_to_string(self.root.join("data/postmaster.pid")).unwrap();
+        let id = lock.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)).unwrap();
+        let table = fs::read_to_string("/proc/sysvipc/shm").unwrap();
+        table.lines().any(|line| {
+            let columns: Vec<&str> = line.split_whitespace().collect();
+            columns.get(1) == Some(&id) && columns.get(6) != Some(&"0")
+        })
     }
 }
 
