@@ -77,18 +77,22 @@ fn first_timeline(wal: &RealWal) -> Vec<u8> {
     bytes
 }
 
-/// Copies a journal while it is written. Files are copied one after the other, so that a renaming in
-/// between would show a state that no crash can leave: then it begins again.
-fn copy_journal(from: &Path, to: &Path) {
+/// Copies a journal while it is written, and says what it had acknowledged before. Files are copied one
+/// after the other, so that a renaming in between would show a state that no crash can leave: then it
+/// begins again. A segment's end is acknowledged before it gets its final name.
+fn copy_journal(journal: &Journal, from: &Path, to: &Path) -> Lsn {
     let names = || files::names(&files::timeline_dir(from, T1)).unwrap();
     loop {
         let before = names();
+        let acknowledged = journal.positions().borrow().clone().unwrap().durable_lsn;
         let copy = |name: &Path| fs::copy(from.join(name), to.join(name)).is_ok();
         let inner = files::timeline_dir(Path::new(""), T1);
         fs::create_dir_all(to.join(&inner)).unwrap();
-        let copied = before.iter().all(|name| copy(&inner.join(name)));
-        if copied && copy(Path::new("journal.meta")) && names() == before {
-            return;
+        // The metadata first: what it says of the files is true before it says so.
+        let copied = copy(Path::new("journal.meta"))
+            && before.iter().all(|name| copy(&inner.join(name)));
+        if copied && names() == before {
+            return acknowledged;
         }
         fs::remove_dir_all(to.join(&inner)).unwrap();
     }
@@ -96,7 +100,7 @@ fn copy_journal(from: &Path, to: &Path) {
 
 #[test]
 fn the_scan_of_pg_wal_ends_where_pg_waldump_ends() {
-    let wal = real_wal();
+    let wal = &real_wal();
     for timeline in [T1, T1.next()] {
         let from = if timeline == T1 { wal.begin_lsn } else { wal.fork_lsn };
         let result = scan_pg_wal(&wal.dir, timeline, from, size()).unwrap();
@@ -123,7 +127,7 @@ fn result_start(from: Lsn) -> Lsn {
 
 #[tokio::test]
 async fn a_journal_fed_in_random_frames_has_the_primarys_files() {
-    let wal = real_wal();
+    let wal = &real_wal();
     let bytes = first_timeline(wal);
     let dir = tempfile::tempdir().unwrap();
     let journal = begun(dir.path(), wal);
@@ -153,7 +157,7 @@ async fn a_journal_fed_in_random_frames_has_the_primarys_files() {
 
 #[tokio::test]
 async fn after_a_crash_at_any_moment_everything_acknowledged_is_there() {
-    let wal = real_wal();
+    let wal = &real_wal();
     let bytes = first_timeline(wal);
     let dir = tempfile::tempdir().unwrap();
     let journal = begun(dir.path(), wal);
@@ -164,11 +168,10 @@ async fn after_a_crash_at_any_moment_everything_acknowledged_is_there() {
         let from = wal.begin_lsn + at as u64;
         feed(&journal, T1, from, &bytes[at..at + length], &mut random).await;
         at += length;
-        let acknowledged = journal.positions().borrow().clone().unwrap().durable_lsn;
         let crashed = tempfile::tempdir().unwrap();
-        copy_journal(dir.path(), crashed.path());
+        let acknowledged = copy_journal(&journal, dir.path(), crashed.path());
         // What was not acknowledged may be torn in any way.
-        damage_behind(crashed.path(), acknowledged, &mut random);
+        damage_behind(crashed.path(), acknowledged, wal, &mut random);
         let reopened = open(crashed.path());
         let end = reopened.positions().borrow().clone().unwrap().durable_lsn;
         assert!(end >= acknowledged, "round {round}: {end} is before {acknowledged}");
@@ -186,19 +189,29 @@ async fn after_a_crash_at_any_moment_everything_acknowledged_is_there() {
     }
 }
 
-fn damage_behind(dir: &Path, acknowledged: Lsn, random: &mut Random) {
+/// Tears what is behind `acknowledged`, wherever a checksum would tell: no record's covers the bytes that
+/// fill up to a multiple of eight behind it, or the rest of its segment behind a switch.
+fn damage_behind(dir: &Path, acknowledged: Lsn, wal: &RealWal, random: &mut Random) {
     for (number, finished) in files::segments(dir, T1, size()).unwrap() {
         let segment = WalSegment { timeline: T1, number };
-        if finished || segment.end(size()) <= acknowledged {
+        let start = segment.start(size());
+        let path = files::partial(dir, segment, size());
+        let safe = acknowledged.bytes_since(start).next_multiple_of(8) as usize;
+        if finished || safe >= size().bytes() as usize {
             continue;
         }
-        let path = files::partial(dir, segment, size());
         let mut content = fs::read(&path).unwrap();
-        let safe = acknowledged.bytes_since(segment.start(size())) as usize;
-        let at = safe + random.below((content.len() - safe) as u64) as usize;
+        if content.len() <= safe {
+            // Caught between its making and the reservation of its space.
+            continue;
+        }
+        let words = (content.len() - safe).div_ceil(8) as u64;
+        let at = safe + 8 * random.below(words) as usize;
+        let primarys = fs::read(wal.dir.join(segment.file_name(size()))).unwrap();
+        let switched = primarys[at..].iter().all(|byte| *byte == 0);
         match random.below(3) {
             0 => content.truncate(at),
-            1 => content[at..].fill(0xA5),
+            1 if !switched => content[at..].fill(0xA5),
             _ => content[at..(at + 4096).min(size().bytes() as usize)].fill(0),
         }
         fs::write(&path, content).unwrap();
@@ -207,7 +220,7 @@ fn damage_behind(dir: &Path, acknowledged: Lsn, random: &mut Random) {
 
 #[tokio::test]
 async fn damaged_or_foreign_bytes_are_refused_and_the_stream_can_go_on() {
-    let wal = real_wal();
+    let wal = &real_wal();
     let bytes = first_timeline(wal);
     let dir = tempfile::tempdir().unwrap();
     let journal = begun(dir.path(), wal);
@@ -239,7 +252,7 @@ async fn damaged_or_foreign_bytes_are_refused_and_the_stream_can_go_on() {
 
 #[tokio::test]
 async fn a_sealed_journal_refuses_older_epochs_also_after_a_restart() {
-    let wal = real_wal();
+    let wal = &real_wal();
     let bytes = first_timeline(wal);
     let dir = tempfile::tempdir().unwrap();
     let journal = begun(dir.path(), wal);
@@ -265,7 +278,7 @@ async fn a_sealed_journal_refuses_older_epochs_also_after_a_restart() {
 
 #[tokio::test]
 async fn a_timeline_switch_gives_the_files_that_postgresql_has() {
-    let wal = real_wal();
+    let wal = &real_wal();
     let bytes = first_timeline(wal);
     let dir = tempfile::tempdir().unwrap();
     let journal = begun(dir.path(), wal);
@@ -315,7 +328,7 @@ async fn a_timeline_switch_gives_the_files_that_postgresql_has() {
 
 #[tokio::test]
 async fn old_segments_are_removed_and_the_rest_can_be_fetched_and_set_aside() {
-    let wal = real_wal();
+    let wal = &real_wal();
     let bytes = first_timeline(wal);
     let dir = tempfile::tempdir().unwrap();
     let inside = dir.path().join("wal");

@@ -1,12 +1,11 @@
 //! Real WAL for the journal's tests: a server that is killed under load, recovers onto a second
-//! timeline, and is killed again. Made once for each run of the tests.
+//! timeline, and is killed again.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use understudy_types::{Lsn, SegmentSize, SystemId, Timeline, WalSegment};
@@ -15,7 +14,7 @@ pub(super) fn size() -> SegmentSize {
     SegmentSize::new(1 << 20).unwrap()
 }
 
-/// What the server left behind.
+/// What the server left behind; its files are there as long as this is.
 pub(super) struct RealWal {
     pub(super) dir: PathBuf,
     pub(super) bin: PathBuf,
@@ -25,11 +24,6 @@ pub(super) struct RealWal {
     pub(super) fork_lsn: Lsn,
     pub(super) history: Vec<u8>,
     _keep: tempfile::TempDir,
-}
-
-pub(super) fn real_wal() -> &'static RealWal {
-    static WAL: OnceLock<RealWal> = OnceLock::new();
-    WAL.get_or_init(make)
 }
 
 impl RealWal {
@@ -177,7 +171,7 @@ impl Server {
     }
 }
 
-fn make() -> RealWal {
+pub(super) fn real_wal() -> RealWal {
     let keep = tempfile::tempdir().unwrap();
     let root = keep.path().join("server");
     fs::create_dir(&root).unwrap();
