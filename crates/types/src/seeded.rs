@@ -23,6 +23,8 @@ pub enum SeededBug {
     RemoveBeforeRecorded,
     /// Changes of the sync set do not compare the generation (mistake 3).
     NoGeneration,
+    /// A mode is recorded as in force for a configuration that has changed since.
+    ModeOfOldConfiguration,
     /// The challenger counts with its own ttl instead of the renewal's (mistake 4).
     TtlFromConfiguration,
     /// The challenger does not wait after its own start.
@@ -61,7 +63,7 @@ pub enum SeededBug {
 
 impl SeededBug {
     /// Every one of them.
-    pub const ALL: [SeededBug; 24] = [
+    pub const ALL: [SeededBug; 25] = [
         SeededBug::NoMargin,
         SeededBug::DriftSignTurned,
         SeededBug::CommittedTakenForAccepted,
@@ -69,6 +71,7 @@ impl SeededBug {
         SeededBug::JoinBeforeWait,
         SeededBug::RemoveBeforeRecorded,
         SeededBug::NoGeneration,
+        SeededBug::ModeOfOldConfiguration,
         SeededBug::TtlFromConfiguration,
         SeededBug::NoWaitAfterStart,
         SeededBug::SealAfterReading,

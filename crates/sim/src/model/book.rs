@@ -44,6 +44,10 @@ pub(super) struct Facts {
     pub(super) eligible: [bool; 2],
     pub(super) lifted: bool,
     pub(super) generation: u8,
+    /// The mode in force is `zero`.
+    pub(super) zero: bool,
+    /// The mode that is wanted is.
+    pub(super) wants_zero: bool,
     /// The promotion that is under way, or was reported last.
     pub(super) promotion: u8,
     pub(super) timeline: u8,
@@ -130,8 +134,9 @@ impl Book {
             return *known;
         }
         let mut after = (*self.state(state)).clone();
-        // No command of the model begins an operation, so the index is not looked at.
-        let outcome = after.apply(1, &self.command(command));
+        // Its only use is to name operations: one for each turn of the dial.
+        let index = 1 + after.config_version;
+        let outcome = after.apply(index, &self.command(command));
         let accepted = outcome.is_accepted();
         let after = if accepted { self.enter_state(after) } else { state };
         self.0.borrow_mut().applied.insert((state, command), (after, accepted));
@@ -196,6 +201,8 @@ fn facts_of(state: &ClusterState, history: HistoryNo) -> Facts {
         eligible: member(&state.durability.eligible),
         lifted: state.durability.lifted,
         generation: small(state.durability.generation),
+        zero: state.durability.mode == DurabilityMode::Zero,
+        wants_zero: state.config.mode == DurabilityMode::Zero,
         promotion,
         timeline: small(u64::from(timeline)),
         last: last.map_or((0, 0), |granted| (index_of(granted.node), last_promotion)),

@@ -32,6 +32,8 @@ pub struct Configuration {
     pub(super) crashes: u8,
     pub(super) cuts: u8,
     pub(super) removals: u8,
+    /// How often an operator turns the dial, from `zero` to `bounded` or back.
+    pub(super) turns: u8,
     pub(super) releases: u8,
     pub(super) reclones: u8,
     /// How far each node may be behind before it is away.
@@ -69,6 +71,7 @@ const BASE: Configuration = Configuration {
     crashes: 0,
     cuts: 0,
     removals: 0,
+    turns: 0,
     releases: 0,
     reclones: 0,
     lags: [1, 1, 0],
@@ -99,6 +102,39 @@ pub const ALL: &[Configuration] = &[
         clocks: SLOW_HOLDER,
         writes: 2,
         removals: 1,
+        flight: 2,
+        ..BASE
+    },
+    Configuration {
+        name: "weaken",
+        purpose: "the dial is turned from zero to bounded",
+        clocks: SLOW_HOLDER,
+        renewals: 2,
+        writes: 1,
+        turns: 1,
+        lags: [1, 0, 0],
+        ..BASE
+    },
+    Configuration {
+        name: "strengthen",
+        purpose: "the dial is turned from bounded to zero",
+        mode: DurabilityMode::Bounded,
+        clocks: SLOW_HOLDER,
+        renewals: 2,
+        writes: 1,
+        turns: 1,
+        lags: [1, 0, 0],
+        ..BASE
+    },
+    Configuration {
+        name: "turns",
+        purpose: "the dial is turned from bounded to zero, back and again, two proposals under way",
+        mode: DurabilityMode::Bounded,
+        clocks: SLOW_HOLDER,
+        renewals: 2,
+        writes: 1,
+        turns: 3,
+        lags: [1, 0, 0],
         flight: 2,
         ..BASE
     },
@@ -201,6 +237,7 @@ pub const ALL: &[Configuration] = &[
         crashes: 1,
         cuts: 1,
         removals: 1,
+        turns: 1,
         ..BASE
     },
     Configuration {
@@ -213,6 +250,7 @@ pub const ALL: &[Configuration] = &[
         crashes: 1,
         cuts: 1,
         removals: 1,
+        turns: 2,
         releases: 1,
         reclones: 1,
         lags: [2, 2, 1],
@@ -223,7 +261,7 @@ pub const ALL: &[Configuration] = &[
 
 /// Those that take more than a few minutes and have not been searched to their end yet
 /// (docs/measured/model-2026-11.md); they run only when they are named.
-pub const LONG: &[&str] = &["crash", "crash-late", "bounded", "mixed", "everything"];
+pub const LONG: &[&str] = &["turns", "crash", "crash-late", "bounded", "mixed", "everything"];
 
 /// The configuration of that name.
 pub fn named(name: &str) -> Option<Configuration> {

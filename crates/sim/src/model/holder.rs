@@ -3,7 +3,7 @@
 
 use understudy_core::Command;
 use understudy_core::state::{HolderProof, Published, ReleaseCause};
-use understudy_types::{Exposure, Permit, PermitSerial, ProcessStart, ReceiverPosition, SeededBug};
+use understudy_types::{DurabilityMode, Exposure, Permit, PermitSerial, ProcessStart, ReceiverPosition, SeededBug};
 use understudy_wal::exposure::ExposureTracker;
 use understudy_wal::gate::{self, GatePositions};
 
@@ -23,6 +23,17 @@ pub(super) enum Role {
 }
 
 impl Facts {
+    /// `zero` is in force and recorded to be kept: not by a sole survivor, whose commits are promised once
+    /// somebody has joined.
+    pub(super) fn promises(&self) -> bool {
+        self.zero && !self.lifted
+    }
+
+    /// The stricter of what is in force and what is wanted.
+    fn strictly_zero(&self) -> bool {
+        self.zero || self.wants_zero
+    }
+
     pub(super) fn role_of(&self, node: usize) -> Role {
         match (self.holder == node, self.running) {
             (false, _) => Role::Passive,
@@ -256,12 +267,14 @@ impl Protocol {
         }
         let recorded = facts.waited[1 - node] && !data.removing;
         let waits = recorded || data.pending;
+        let zero = facts.strictly_zero();
         Some(GatePermit {
             epoch: facts.epoch,
             left: data.deadline,
+            zero,
             waits,
             sole: facts.lifted && !waits,
-            credit: if self.is_zero() { 0 } else { facts.credit },
+            credit: if zero { 0 } else { facts.credit },
         })
     }
 
@@ -271,7 +284,9 @@ impl Protocol {
         for node in 0..2 {
             let Some(wanted) = self.wanted(world, node) else { continue };
             let data = &mut world.data[node];
-            let tightens = data.permit.epoch == wanted.epoch && wanted.waits && !data.permit.waits;
+            let (waits, zero) = (data.permit.waits, data.permit.zero);
+            let stricter = (wanted.waits && !waits) || (wanted.zero && !zero);
+            let tightens = data.permit.epoch == wanted.epoch && stricter;
             if data.look.upto > 0 || tightens || wanted.left == 0 || !world.voters[node].up {
                 continue;
             }
@@ -307,7 +322,7 @@ impl Protocol {
             epoch: epoch(data.permit.epoch),
             promotion: promotion_id(data.promotion),
             deadline: NOW + units(data.permit.left),
-            mode: self.configuration.mode,
+            mode: if data.permit.zero { DurabilityMode::Zero } else { DurabilityMode::Bounded },
             waited_for: if data.permit.waits { vec![other] } else { Vec::new() },
             quorum: usize::from(data.permit.waits),
             sole_survivor: data.permit.sole,
@@ -345,16 +360,20 @@ impl Protocol {
         data.look = Look::default();
         data.reported = upto;
         data.let_in |= data.step == Step::Serving && upto >= data.floor;
-        let of = data.permit.epoch;
+        let GatePermit { epoch: of, zero: in_zero, .. } = data.permit;
         let newly = data.wal.bits(upto) & !data.wal.bits(before);
         let wal = data.wal;
         if newly == 0 {
             return Some(());
         }
         world.ghost.acked_epochs |= 1 << of;
-        if self.is_zero() {
-            world.ghost.acked |= wal.bits(upto);
+        let acked = if self.head(world).promises() {
+            &mut world.ghost.acked
         } else {
+            &mut world.ghost.weak
+        };
+        *acked |= wal.bits(upto);
+        if !in_zero {
             world.ghost.released = world.ghost.released.max(upto);
         }
         if of < world.ghost.open_epoch && self.configuration.clocks_are_trusted {
@@ -456,7 +475,8 @@ impl Protocol {
         }
         let early = SeededBug::JoinBeforeWait.is_on();
         let waits = early || (data.pending && data.permit.waits);
-        let floor = if self.is_zero() { data.floor.max(data.reported) } else { data.floor };
+        let strict = facts.strictly_zero();
+        let floor = if strict { data.floor.max(data.reported) } else { data.floor };
         let ready = data.attached && waits && data.known >= floor;
         let again = data.pending && !data.attached && data.proposed == facts.generation;
         if !ready && !again {
@@ -484,5 +504,33 @@ impl Protocol {
         world.data[node].removing = SeededBug::RemoveBeforeRecorded.is_on();
         world.used.removals += 1;
         self.propose(world, Command::SyncRemove { by, generation, node: NODES[1 - node] })
+    }
+
+    /// The mode that is wanted: a strengthening is at the gate first, and what was acknowledged so far is
+    /// where it has to be; a weakening is recorded first.
+    pub(super) fn propose_mode(&self, world: &mut World, node: usize) -> Option<()> {
+        let facts = self.facts(world, node);
+        let data = &world.data[node];
+        let serves = self.holds(world, node) && data.step == Step::Serving;
+        if !serves || world.voters[node].away || facts.zero == facts.wants_zero {
+            return None;
+        }
+        if facts.wants_zero {
+            let at_the_gate = data.permit.epoch == facts.epoch && data.permit.zero;
+            let eligible = facts.eligible[1 - node];
+            let there = !eligible || data.known >= data.floor.max(data.reported);
+            if !at_the_gate || !there {
+                return None;
+            }
+        }
+        let state = self.book.state(world.voters[node].applied);
+        let command = Command::SetEff {
+            by: self.proof(world, node),
+            generation: u64::from(facts.generation),
+            config_version: state.config_version,
+            mode: state.config.mode,
+            at_unix_us: 0,
+        };
+        self.propose(world, command)
     }
 }

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use understudy_core::Command;
 use understudy_core::node::{HeardReport, PeerReport};
-use understudy_core::state::{Phase, PromoteCause};
+use understudy_core::state::{Dial, Phase, PromoteCause};
 use understudy_core::verdict::{self, Candidacy, Evidence};
-use understudy_types::{Lsn, NodeId, ProcessStart, Timeline};
+use understudy_types::{DurabilityMode, Lsn, NodeId, ProcessStart, Timeline};
 
 use super::book::{self, NODES};
 use super::protocol::{NOW, Protocol, epoch, lsn};
@@ -98,6 +98,28 @@ impl Protocol {
         let state = self.book.state(world.voters[node].applied);
         let timeline = state.last_granted()?.1.timeline;
         self.propose_grant(world, node, NODES[back], timeline, cause, None)
+    }
+
+    /// An operator turns the dial to the other mode, wherever the cluster stands.
+    pub(super) fn turn_dial(&self, world: &mut World) -> Option<()> {
+        if world.used.turns >= self.configuration.turns {
+            return None;
+        }
+        world.used.turns += 1;
+        let state = self.book.state(world.head);
+        let mode = match state.config.mode {
+            DurabilityMode::Zero => DurabilityMode::Bounded,
+            DurabilityMode::Bounded | DurabilityMode::BestEffort => DurabilityMode::Zero,
+        };
+        let command = Command::SetDial {
+            dial: Dial { mode, ..Dial::of(&state.config) },
+            epoch: state.epoch,
+            config_version: state.config_version,
+            caller: String::new(),
+            reason: String::new(),
+            at_unix_us: 0,
+        };
+        self.propose(world, command)
     }
 
     fn propose_grant(

@@ -19,7 +19,7 @@
 //! direction is thus a special case; a cut of the WAL stream is a step of its own and costs nothing.
 //!
 //! **Not in it**: exposure as a time (only the credit, in bytes), the candidate's report being older
-//! than its use other than by a late proposal, marks, orders and pauses, data loss below fsync, Raft's
+//! than its use other than by a late proposal, marks, ordered failovers, pauses and policies, data loss below fsync, Raft's
 //! own elections (a log is assumed), a frame that is received and not yet durable. Budgets bound
 //! renewals, writes, epochs and faults; see `configurations.rs`.
 //!
@@ -55,7 +55,7 @@ use report::{ConfigurationReport, MutantReport, Report};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Search these configurations only; `all` is every one but the long ones: crash,
-    /// crash-late, bounded, mixed, everything.
+    /// crash-late, bounded, turns, mixed, everything.
     #[arg(long = "configuration", value_name = "NAME", default_value = "all")]
     configurations: Vec<String>,
     /// Put each known mistake back instead, and show that it is found (feature `seeded-bugs`).

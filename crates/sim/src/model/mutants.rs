@@ -22,6 +22,7 @@ pub const ALL: &[Mutant] = &[
     Mutant { bug: SeededBug::JoinBeforeWait, configuration: "lease" },
     Mutant { bug: SeededBug::RemoveBeforeRecorded, configuration: "dial" },
     Mutant { bug: SeededBug::NoGeneration, configuration: "dial" },
+    Mutant { bug: SeededBug::ModeOfOldConfiguration, configuration: "turns" },
     Mutant { bug: SeededBug::TtlFromConfiguration, configuration: "ttl" },
     Mutant { bug: SeededBug::SealAfterReading, configuration: "no-clocks" },
     Mutant { bug: SeededBug::SupersedeWithoutPhase, configuration: "supersede" },

@@ -15,7 +15,7 @@ pub(super) fn of(configuration: &Configuration) -> Vec<Property<Protocol>> {
     let mut claim = |claim: Claim, name: &'static str, holds: Holds| {
         found.push(Property { name, claim, holds });
     };
-    let zero = configuration.mode == DurabilityMode::Zero;
+    let (zero, turns) = (configuration.mode == DurabilityMode::Zero, configuration.turns > 0);
     if configuration.clocks_are_trusted {
         claim(Claim::Always, "at most one gate is open at any moment (I4)", one_gate);
         claim(
@@ -24,9 +24,10 @@ pub(super) fn of(configuration: &Configuration) -> Vec<Property<Protocol>> {
             |_, world| world.ghost.broken != Broken::LateAcknowledgement,
         );
     }
-    if zero {
+    if zero || turns {
         claim(Claim::Always, "no acknowledged write is lost in zero (I3)", nothing_lost);
-    } else {
+    }
+    if !zero || turns {
         claim(
             Claim::Always,
             "a promotion loses nothing beyond the credit that was published (I6)",
@@ -82,6 +83,15 @@ const REACHABLE: &[(&str, Holds)] = &[
     ("a look at the gate becomes a write one tick later", |_, w| {
         w.data.iter().any(|data| data.look.upto > 0 && data.look.age == 1)
     }),
+    ("a weaker mode comes in force while a lease runs", |p, w| {
+        let head = p.head(w);
+        head.epoch == 1 && w.used.turns > 0 && !head.zero
+    }),
+    ("a stricter mode comes in force over what was acknowledged before", |p, w| {
+        let head = p.head(w);
+        let acked = w.ghost.acked & w.data[0].wal.bits(w.data[0].wal.end());
+        head.epoch == 1 && w.used.turns > 0 && head.zero && head.eligible[1] && acked != 0
+    }),
     ("a lease is given back", |p, w| p.head(w).released),
     ("whoever gave its lease back takes it up again", |p, w| {
         let head = p.head(w);
@@ -106,6 +116,10 @@ fn can_happen(c: &Configuration, name: &str) -> bool {
         "a passive is lost and the weakening is recorded" => c.removals > 0,
         "a weakening is followed by a strengthening" => c.removals > 0,
         "a promotion is superseded" => c.epochs >= 3,
+        "a weaker mode comes in force while a lease runs" => c.turns > 0,
+        "a stricter mode comes in force over what was acknowledged before" => {
+            c.turns > 0 && c.writes > 0
+        }
         "a lease is given back" => c.releases > 0,
         "whoever gave its lease back takes it up again" => c.releases > 0,
         "a process that crashed holds the lease again" => c.crashes > 0,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use understudy_core::node::lease::{ChallengerClock, HolderLease};
 use understudy_core::{Command, Outcome, Timing};
-use understudy_types::{BootInstant, DurabilityMode, Epoch, Lsn, ProcessStart, SeededBug};
+use understudy_types::{BootInstant, Epoch, Lsn, ProcessStart, SeededBug};
 
 use super::book::{self, Book, CommandNo, Facts, NODES, StateNo};
 use super::checker::{Model, Property};
@@ -67,6 +67,8 @@ pub enum Action {
     Grant(usize),
     /// As the leader, it proposes that whoever ran last goes on.
     GrantBack(usize),
+    /// An operator turns the dial.
+    TurnDial,
     /// The holder, or a candidate that resumes, proposes a renewal.
     Renew(usize),
     /// It has its server run as a primary behind the gate.
@@ -101,6 +103,8 @@ pub enum Action {
     ProposeAdd(usize),
     /// The other node's removal is proposed.
     ProposeRemove(usize),
+    /// The mode that is wanted is proposed to be in force.
+    ProposeMode(usize),
     /// The candidate seals its journal and reads its end.
     Seal(usize),
     /// With a seeded mistake: the end is read first.
@@ -163,10 +167,6 @@ impl Protocol {
 
     pub(super) fn facts(&self, world: &World, node: usize) -> Facts {
         self.book.facts(world.voters[node].applied)
-    }
-
-    pub(super) fn is_zero(&self) -> bool {
-        self.configuration.mode == DurabilityMode::Zero
     }
 
     pub(super) fn timing(&self, node: usize) -> &Timing {
@@ -363,6 +363,10 @@ impl Protocol {
             return None;
         }
         self.watch_promotion(world, number, after);
+        if self.book.facts(after).promises() {
+            world.ghost.acked |= world.ghost.weak;
+            world.ghost.weak = 0;
+        }
         world.flight[place] = NO_COMMAND;
         world.head = after;
         let entry = Entry { command: number, accepted, state: after };
@@ -396,17 +400,22 @@ impl Protocol {
         }
     }
 
-    /// In the modes that may lose something: what a promotion loses was published before.
+    /// In `zero` a promotion may lose nothing at all, in other modes what was published before.
     fn watch_promotion(&self, world: &mut World, number: CommandNo, after: StateNo) {
-        if !matches!(self.book.command(number), Command::Promote { .. }) || self.is_zero() {
+        if !matches!(self.book.command(number), Command::Promote { .. }) {
             return;
         }
-        if !self.book.facts(after).resumes {
-            if world.ghost.released > self.head(world).credit {
-                world.ghost.broken = Broken::LossBeyondCredit;
-            }
-            world.ghost.released = 0;
+        if self.book.facts(after).resumes {
+            return;
         }
+        let head = self.head(world);
+        if head.zero {
+            world.ghost.acked |= world.ghost.weak;
+        } else if world.ghost.released > head.credit {
+            world.ghost.broken = Broken::LossBeyondCredit;
+        }
+        world.ghost.released = 0;
+        world.ghost.weak = 0;
     }
 
     /// Proposals of an epoch that is past are rejected for ever.
@@ -423,7 +432,9 @@ impl Protocol {
                 Command::Renew { by, .. }
                 | Command::Release { by, .. }
                 | Command::SyncAdd { by, .. }
-                | Command::SyncRemove { by, .. } => by.epoch,
+                | Command::SyncRemove { by, .. }
+                | Command::SetEff { by, .. } => by.epoch,
+                Command::SetDial { epoch, .. } => epoch,
                 Command::Promote { expect, .. } => expect.epoch,
                 Command::Promoted { epoch, .. } => epoch,
                 other => unreachable!("the model does not propose {other:?}"),
@@ -537,6 +548,7 @@ impl Protocol {
             Action::Start(node) => self.start(world, node),
             Action::Grant(node) => self.grant(world, node),
             Action::GrantBack(node) => self.grant_back(world, node),
+            Action::TurnDial => self.turn_dial(world),
             other => self.take_as_data_node(world, other),
         }
     }
@@ -560,6 +572,7 @@ impl Protocol {
             Action::StopWaiting(node) => self.stop_waiting(world, node),
             Action::ProposeAdd(node) => self.propose_add(world, node),
             Action::ProposeRemove(node) => self.propose_remove(world, node),
+            Action::ProposeMode(node) => self.propose_mode(world, node),
             Action::Seal(node) => self.seal(world, node),
             Action::ReadEnd(node) => self.read_end(world, node),
             Action::PromoteServer(node) => self.promote_server(world, node),
@@ -578,7 +591,8 @@ impl Protocol {
             | Action::CrashOfMachine(_)
             | Action::Start(_)
             | Action::Grant(_)
-            | Action::GrantBack(_) => unreachable!("taken by `take`"),
+            | Action::GrantBack(_)
+            | Action::TurnDial => unreachable!("taken by `take`"),
         }
     }
 }
@@ -595,6 +609,9 @@ impl Model for Protocol {
     /// Every step that may be possible; `next` is the judge.
     fn actions(&self, world: &World, into: &mut Vec<Action>) {
         into.push(Action::Tick);
+        if world.used.turns < self.configuration.turns {
+            into.push(Action::TurnDial);
+        }
         for place in 0..FLIGHT_MAX {
             if world.flight[place] != NO_COMMAND {
                 into.extend([Action::Commit(place), Action::Lose(place)]);
@@ -648,6 +665,7 @@ impl Model for Protocol {
                     Action::StopWaiting(node),
                     Action::ProposeAdd(node),
                     Action::ProposeRemove(node),
+                    Action::ProposeMode(node),
                 ]),
                 Role::Candidate { .. } => into.extend([
                     Action::Renew(node),

@@ -162,6 +162,7 @@ pub(super) struct GatePermit {
     pub(super) epoch: u8,
     /// Until its deadline.
     pub(super) left: u8,
+    pub(super) zero: bool,
     pub(super) waits: bool,
     pub(super) sole: bool,
     pub(super) credit: u8,
@@ -183,6 +184,7 @@ pub(super) struct Used {
     pub(super) crashes: u8,
     pub(super) cuts: u8,
     pub(super) removals: u8,
+    pub(super) turns: u8,
     pub(super) releases: u8,
     pub(super) reclones: u8,
 }
@@ -190,13 +192,17 @@ pub(super) struct Used {
 /// History, for the properties.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Ghost {
-    /// Writes that were acknowledged, as bits (`zero` only).
+    /// Writes that were acknowledged and must not be lost, as bits: those in `zero`, and what had been
+    /// acknowledged before when `zero` came in force.
     pub(super) acked: u8,
+    /// Those that were acknowledged in another mode or by a sole survivor, since the last change of
+    /// holder, as bits: an operator's weaker mode may lose them.
+    pub(super) weak: u8,
     /// Epochs that acknowledged something, as bits.
     pub(super) acked_epochs: u8,
     /// The newest epoch whose gate was ever open.
     pub(super) open_epoch: u8,
-    /// The furthest report since the last change of holder (not in `zero`).
+    /// The furthest report in another mode since the last change of holder.
     pub(super) released: u8,
     /// Something was seen in a step that no state shows.
     pub(super) broken: Broken,
