@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use understudy_core::state::{Member, Phase, PromoteCause};
+use understudy_core::state::{Member, OperationKind, OperationStatus, Phase, PromoteCause};
 use understudy_core::{
     ClusterConfig, ClusterState, Command, OnPassiveLoss, OnSoleSurvivor, Outcome,
 };
@@ -32,7 +32,18 @@ pub(super) type HistoryNo = u16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Facts {
     pub(super) epoch: u8,
+    /// Somebody holds the lease: the cluster runs, or is being handed over.
     pub(super) running: bool,
+    /// The switchover that is under way, by its operation; 0 when there is none.
+    pub(super) switchover: u8,
+    /// The holder is handing over.
+    pub(super) handing: bool,
+    /// A switchover's holder stopped cleanly and gave its lease back.
+    pub(super) clean: bool,
+    /// A switchover came to its end.
+    pub(super) switched: bool,
+    /// A switchover was undone.
+    pub(super) undone: bool,
     /// Index of the holder or candidate.
     pub(super) holder: usize,
     pub(super) resumes: bool,
@@ -134,8 +145,8 @@ impl Book {
             return *known;
         }
         let mut after = (*self.state(state)).clone();
-        // Its only use is to name operations: one for each turn of the dial.
-        let index = 1 + after.config_version;
+        // Its only use is to name operations.
+        let index = 1 + after.operations.len() as u64;
         let outcome = after.apply(index, &self.command(command));
         let accepted = outcome.is_accepted();
         let after = if accepted { self.enter_state(after) } else { state };
@@ -177,6 +188,11 @@ fn facts_of(state: &ClusterState, history: HistoryNo) -> Facts {
     let member = |set: &std::collections::BTreeSet<NodeId>| {
         [set.contains(&NODES[0]), set.contains(&NODES[1])]
     };
+    let ended = |as_wanted: fn(&OperationStatus) -> bool| {
+        let mut switchovers =
+            state.operations.values().filter(|found| found.kind == OperationKind::Switchover);
+        switchovers.any(|found| as_wanted(&found.status))
+    };
     let last = state.last_granted().map(|(_, granted)| granted);
     let last_promotion = last.map_or(0, |granted| promotion_number(granted.promotion));
     let (resumes, promotion, timeline) = match &state.phase {
@@ -184,14 +200,18 @@ fn facts_of(state: &ClusterState, history: HistoryNo) -> Facts {
             let resumes = p.resumes || p.cause == PromoteCause::Bootstrap;
             (resumes, promotion_number(p.promotion), p.timeline.get())
         }
-        // No switchover is ordered in the model, so there is no handover either.
         Phase::Bootstrap | Phase::Running | Phase::Handover(_) => {
             (false, last_promotion, last.map_or(0, |granted| granted.timeline.get()))
         }
     };
     Facts {
         epoch: small(state.epoch.number),
-        running: state.phase == Phase::Running,
+        running: state.is_held(),
+        switchover: state.switchover.as_ref().map_or(0, |found| small(found.operation)),
+        handing: state.handover().is_some(),
+        clean: state.switchover.as_ref().is_some_and(|found| found.clean_end.is_some()),
+        switched: ended(|status| *status == OperationStatus::Done),
+        undone: ended(|status| matches!(status, OperationStatus::Failed(_))),
         holder: holder.map_or(0, |holder| index_of(holder.node)),
         resumes,
         process: holder.map_or(0, |holder| small(holder.process.0)),

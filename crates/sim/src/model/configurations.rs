@@ -34,6 +34,8 @@ pub struct Configuration {
     pub(super) removals: u8,
     /// How often an operator turns the dial, from `zero` to `bounded` or back.
     pub(super) turns: u8,
+    /// How often an operator orders a switchover.
+    pub(super) switchovers: u8,
     pub(super) releases: u8,
     pub(super) reclones: u8,
     /// How far each node may be behind before it is away.
@@ -72,6 +74,7 @@ const BASE: Configuration = Configuration {
     cuts: 0,
     removals: 0,
     turns: 0,
+    switchovers: 0,
     releases: 0,
     reclones: 0,
     lags: [1, 1, 0],
@@ -123,6 +126,27 @@ pub const ALL: &[Configuration] = &[
         renewals: 2,
         writes: 1,
         turns: 1,
+        lags: [1, 0, 0],
+        ..BASE
+    },
+    Configuration {
+        name: "switchover",
+        purpose: "mode bounded: a switchover is ordered, handed over, undone or carried out",
+        mode: DurabilityMode::Bounded,
+        clocks: SLOW_HOLDER,
+        renewals: 2,
+        writes: 1,
+        switchovers: 1,
+        lags: [1, 0, 0],
+        ..BASE
+    },
+    Configuration {
+        name: "switchover-crash",
+        purpose: "a switchover, and one crash of any process or machine in the middle of it",
+        clocks: SLOW_HOLDER,
+        renewals: 2,
+        crashes: 1,
+        switchovers: 1,
         lags: [1, 0, 0],
         ..BASE
     },
@@ -251,6 +275,7 @@ pub const ALL: &[Configuration] = &[
         cuts: 1,
         removals: 1,
         turns: 2,
+        switchovers: 1,
         releases: 1,
         reclones: 1,
         lags: [2, 2, 1],
@@ -261,7 +286,7 @@ pub const ALL: &[Configuration] = &[
 
 /// Those that take more than a few minutes and have not been searched to their end yet
 /// (docs/measured/model-2026-11.md); they run only when they are named.
-pub const LONG: &[&str] = &["turns", "crash", "crash-late", "bounded", "mixed", "everything"];
+pub const LONG: &[&str] = &["switchover-crash", "turns", "crash", "crash-late", "bounded", "mixed", "everything"];
 
 /// The configuration of that name.
 pub fn named(name: &str) -> Option<Configuration> {

@@ -90,9 +90,11 @@ impl Protocol {
         data.pending = false;
         data.proposed = NO_GENERATION;
         data.removing = false;
+        data.switching = false;
+        data.clean_end = 0;
     }
 
-    fn proof(&self, world: &World, node: usize) -> HolderProof {
+    pub(super) fn proof(&self, world: &World, node: usize) -> HolderProof {
         HolderProof {
             epoch: epoch(self.facts(world, node).epoch),
             node: NODES[node],
@@ -101,7 +103,7 @@ impl Protocol {
     }
 
     /// A process that runs and is connected to the consensus, in the holder's role.
-    fn holds(&self, world: &World, node: usize) -> bool {
+    pub(super) fn holds(&self, world: &World, node: usize) -> bool {
         let voter = &world.voters[node];
         let role = self.facts(world, node).role_of(node);
         voter.up && matches!(role, Role::Holder { .. })
@@ -113,7 +115,8 @@ impl Protocol {
         let data = &world.data[node];
         let may = match facts.role_of(node) {
             Role::Holder { .. } => {
-                matches!(data.step, Step::Acquiring | Step::Serving) && !facts.released
+                matches!(data.step, Step::Acquiring | Step::Serving | Step::HandingOver)
+                    && !facts.released
             }
             Role::Candidate { .. } => data.step == Step::Resuming,
             Role::Passive => false,
@@ -191,12 +194,13 @@ impl Protocol {
             return None;
         }
         let data = &mut world.data[node];
-        if data.step != Step::Serving || data.lease_runs() {
+        if !data.has_gate() || data.lease_runs() {
             return None;
         }
         data.drop_source();
         data.server = Server::Down;
         data.step = Step::Acquiring;
+        data.switching = false;
         Some(())
     }
 
@@ -239,8 +243,11 @@ impl Protocol {
             return None;
         }
         let by = self.proof(world, node);
-        let command =
-            Command::Release { by, seq: u64::from(facts.seq), cause: ReleaseCause::Fenced };
+        let cause = match data.clean_end {
+            0 => ReleaseCause::Fenced,
+            end => ReleaseCause::CleanEnd(lsn(end)),
+        };
+        let command = Command::Release { by, seq: u64::from(facts.seq), cause };
         self.propose(world, command)
     }
 
@@ -260,14 +267,14 @@ impl Protocol {
     fn wanted(&self, world: &World, node: usize) -> Option<GatePermit> {
         let facts = self.facts(world, node);
         let data = &world.data[node];
-        let serves =
-            matches!(facts.role_of(node), Role::Holder { .. }) && data.step == Step::Serving;
+        let serves = matches!(facts.role_of(node), Role::Holder { .. }) && data.has_gate();
         if !serves {
             return None;
         }
         let recorded = facts.waited[1 - node] && !data.removing;
         let waits = recorded || data.pending;
-        let zero = facts.strictly_zero();
+        // A switchover waits for everybody, whatever the dial says.
+        let zero = facts.strictly_zero() || data.switching;
         Some(GatePermit {
             epoch: facts.epoch,
             left: data.deadline,

@@ -5,9 +5,9 @@
 //! (`HolderLease`, `ChallengerClock`) and `Timing`'s spans, `verdict::choose`, the gate's `release`, the
 //! rejoin's `plan`.
 //!
-//! **Transcribed** from `understudy_core::node`: which step a role may take when (`holder.rs` and
-//! `others.rs` here; each function names its rule). A step is possible at any moment after its
-//! conditions hold, so patience, retries and timeouts of the real core are a special case. The
+//! **Transcribed** from `understudy_core::node`: which step a role may take when (`holder.rs`,
+//! `switchover.rs` and `others.rs` here; each function names its rule). A step is possible at any moment
+//! after its conditions hold, so patience, retries and timeouts of the real core are a special case. The
 //! transcription is wider than the core in this: every node may act as the leader by whatever it has
 //! applied, renewals may be sent at any moment, and the passive may be given up at any moment.
 //!
@@ -19,9 +19,9 @@
 //! direction is thus a special case; a cut of the WAL stream is a step of its own and costs nothing.
 //!
 //! **Not in it**: exposure as a time (only the credit, in bytes), the candidate's report being older
-//! than its use other than by a late proposal, marks, ordered failovers, pauses and policies, data loss below fsync, Raft's
-//! own elections (a log is assumed), a frame that is received and not yet durable. Budgets bound
-//! renewals, writes, epochs and faults; see `configurations.rs`.
+//! than its use other than by a late proposal, marks, ordered failovers, pauses and policies, data loss
+//! below fsync, Raft's own elections (a log is assumed), a frame that is received and not yet durable.
+//! Budgets bound renewals, writes, epochs, orders and faults; see `configurations.rs`.
 //!
 //! To add a command: let it be proposed in the role's file and be named in `Protocol::forget_hopeless`;
 //! `apply` is the real one already.
@@ -36,6 +36,7 @@ mod others;
 mod properties;
 mod protocol;
 pub mod report;
+mod switchover;
 #[cfg(test)]
 mod tests;
 mod world;
@@ -55,7 +56,7 @@ use report::{ConfigurationReport, MutantReport, Report};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Search these configurations only; `all` is every one but the long ones: crash,
-    /// crash-late, bounded, turns, mixed, everything.
+    /// crash-late, bounded, turns, switchover-crash, mixed, everything.
     #[arg(long = "configuration", value_name = "NAME", default_value = "all")]
     configurations: Vec<String>,
     /// Put each known mistake back instead, and show that it is found (feature `seeded-bugs`).

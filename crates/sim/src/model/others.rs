@@ -48,6 +48,7 @@ impl Protocol {
             | Step::Reporting
             | Step::Acquiring
             | Step::Serving
+            | Step::HandingOver
             | Step::GivingUp
             | Step::Releasing => return None,
         }

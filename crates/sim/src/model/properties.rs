@@ -24,8 +24,8 @@ pub(super) fn of(configuration: &Configuration) -> Vec<Property<Protocol>> {
             |_, world| world.ghost.broken != Broken::LateAcknowledgement,
         );
     }
-    if zero || turns {
-        claim(Claim::Always, "no acknowledged write is lost in zero (I3)", nothing_lost);
+    if zero || turns || configuration.switchovers > 0 {
+        claim(Claim::Always, "no acknowledged write is lost in zero or by a switchover (I3)", nothing_lost);
     }
     if !zero || turns {
         claim(
@@ -92,6 +92,10 @@ const REACHABLE: &[(&str, Holds)] = &[
         let acked = w.ghost.acked & w.data[0].wal.bits(w.data[0].wal.end());
         head.epoch == 1 && w.used.turns > 0 && head.zero && head.eligible[1] && acked != 0
     }),
+    ("a switchover is carried out", |p, w| p.head(w).switched),
+    ("a handover is undone, and the same gate is open", |p, w| {
+        p.head(w).undone && p.head(w).epoch == 1 && w.data[0].gate_is_open()
+    }),
     ("a lease is given back", |p, w| p.head(w).released),
     ("whoever gave its lease back takes it up again", |p, w| {
         let head = p.head(w);
@@ -120,7 +124,9 @@ fn can_happen(c: &Configuration, name: &str) -> bool {
         "a stricter mode comes in force over what was acknowledged before" => {
             c.turns > 0 && c.writes > 0
         }
-        "a lease is given back" => c.releases > 0,
+        "a switchover is carried out" => c.switchovers > 0,
+        "a handover is undone, and the same gate is open" => c.switchovers > 0,
+        "a lease is given back" => c.releases + c.switchovers > 0,
         "whoever gave its lease back takes it up again" => c.releases > 0,
         "a process that crashed holds the lease again" => c.crashes > 0,
         "a node is cloned again and follows" => c.reclones > 0,

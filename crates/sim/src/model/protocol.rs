@@ -69,6 +69,20 @@ pub enum Action {
     GrantBack(usize),
     /// An operator turns the dial.
     TurnDial,
+    /// An operator orders a switchover.
+    OrderSwitchover,
+    /// The leader ends an order that does not come to its end.
+    EndOrder,
+    /// The holder proposes the handover.
+    ProposeHandover(usize),
+    /// Clients are shut out.
+    ShutOut(usize),
+    /// The server is gone, and the candidate has everything.
+    StopCleanly(usize),
+    /// The switchover is not carried out: clients are let in again.
+    GoBack(usize),
+    /// Its undoing is proposed.
+    ProposeUndo(usize),
     /// The holder, or a candidate that resumes, proposes a renewal.
     Renew(usize),
     /// It has its server run as a primary behind the gate.
@@ -217,6 +231,8 @@ impl Protocol {
             pending: false,
             proposed: NO_GENERATION,
             removing: false,
+            switching: false,
+            clean_end: 0,
             source: false,
             attached: false,
             known: 0,
@@ -409,7 +425,8 @@ impl Protocol {
             return;
         }
         let head = self.head(world);
-        if head.zero {
+        // A switchover loses nothing in any mode.
+        if head.zero || head.clean {
             world.ghost.acked |= world.ghost.weak;
         } else if world.ghost.released > head.credit {
             world.ghost.broken = Broken::LossBeyondCredit;
@@ -423,7 +440,7 @@ impl Protocol {
         if SeededBug::CommittedTakenForAccepted.is_on() {
             return;
         }
-        let now = self.head(world).epoch;
+        let Facts { epoch: now, switchover, .. } = self.head(world);
         for place in &mut world.flight {
             if *place == NO_COMMAND {
                 continue;
@@ -433,8 +450,16 @@ impl Protocol {
                 | Command::Release { by, .. }
                 | Command::SyncAdd { by, .. }
                 | Command::SyncRemove { by, .. }
-                | Command::SetEff { by, .. } => by.epoch,
-                Command::SetDial { epoch, .. } => epoch,
+                | Command::SetEff { by, .. }
+                | Command::Handover { by, .. }
+                | Command::Undo { by, .. } => by.epoch,
+                Command::SetDial { epoch, .. } | Command::OrderSwitchover { epoch, .. } => epoch,
+                Command::EndOrder { operation, .. } => {
+                    if operation != u64::from(switchover) {
+                        *place = NO_COMMAND;
+                    }
+                    continue;
+                }
                 Command::Promote { expect, .. } => expect.epoch,
                 Command::Promoted { epoch, .. } => epoch,
                 other => unreachable!("the model does not propose {other:?}"),
@@ -549,6 +574,8 @@ impl Protocol {
             Action::Grant(node) => self.grant(world, node),
             Action::GrantBack(node) => self.grant_back(world, node),
             Action::TurnDial => self.turn_dial(world),
+            Action::OrderSwitchover => self.order_switchover(world),
+            Action::EndOrder => self.end_order(world),
             other => self.take_as_data_node(world, other),
         }
     }
@@ -573,6 +600,11 @@ impl Protocol {
             Action::ProposeAdd(node) => self.propose_add(world, node),
             Action::ProposeRemove(node) => self.propose_remove(world, node),
             Action::ProposeMode(node) => self.propose_mode(world, node),
+            Action::ProposeHandover(node) => self.propose_handover(world, node),
+            Action::ShutOut(node) => self.shut_out(world, node),
+            Action::StopCleanly(node) => self.stop_cleanly(world, node),
+            Action::GoBack(node) => self.go_back(world, node),
+            Action::ProposeUndo(node) => self.propose_undo(world, node),
             Action::Seal(node) => self.seal(world, node),
             Action::ReadEnd(node) => self.read_end(world, node),
             Action::PromoteServer(node) => self.promote_server(world, node),
@@ -592,7 +624,9 @@ impl Protocol {
             | Action::Start(_)
             | Action::Grant(_)
             | Action::GrantBack(_)
-            | Action::TurnDial => unreachable!("taken by `take`"),
+            | Action::TurnDial
+            | Action::OrderSwitchover
+            | Action::EndOrder => unreachable!("taken by `take`"),
         }
     }
 }
@@ -611,6 +645,9 @@ impl Model for Protocol {
         into.push(Action::Tick);
         if world.used.turns < self.configuration.turns {
             into.push(Action::TurnDial);
+        }
+        if self.configuration.switchovers > 0 {
+            into.extend([Action::OrderSwitchover, Action::EndOrder]);
         }
         for place in 0..FLIGHT_MAX {
             if world.flight[place] != NO_COMMAND {
@@ -666,6 +703,11 @@ impl Model for Protocol {
                     Action::ProposeAdd(node),
                     Action::ProposeRemove(node),
                     Action::ProposeMode(node),
+                    Action::ProposeHandover(node),
+                    Action::ShutOut(node),
+                    Action::StopCleanly(node),
+                    Action::GoBack(node),
+                    Action::ProposeUndo(node),
                 ]),
                 Role::Candidate { .. } => into.extend([
                     Action::Renew(node),

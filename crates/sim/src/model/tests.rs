@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::checker::{Limits, Run};
 use super::{configurations, run};
 
-const SLICE: Limits = Limits { states_max: 3_000_000, time_max: Duration::from_secs(240) };
+const SLICE: Limits = Limits { states_max: 8_000_000, time_max: Duration::from_secs(240) };
 
 fn searched(name: &str) -> Run {
     let configuration = configurations::named(name).expect("a configuration of that name");
@@ -36,6 +36,16 @@ fn a_promotion_may_be_superseded_twice() {
 #[test]
 fn in_bounded_a_promotion_loses_no_more_than_was_published() {
     searched("bounded-small");
+}
+
+#[test]
+fn the_dial_is_weakened_without_losing_what_was_promised_before() {
+    searched("weaken");
+}
+
+#[test]
+fn a_switchover_loses_nothing_however_it_is_broken_off() {
+    searched("switchover");
 }
 
 #[cfg(feature = "seeded-bugs")]

@@ -91,6 +91,10 @@ pub(super) struct Data {
     pub(super) proposed: u8,
     /// Only with a seeded mistake: a removal was proposed.
     pub(super) removing: bool,
+    /// It asked for the handover that it is to carry out.
+    pub(super) switching: bool,
+    /// Where its WAL ended at a clean stop; 0 when it did not stop for a switchover.
+    pub(super) clean_end: u8,
     // The source and the gate.
     pub(super) source: bool,
     pub(super) attached: bool,
@@ -132,6 +136,8 @@ pub(super) enum Step {
     Acquiring,
     /// Holder: the server runs behind the gate.
     Serving,
+    /// Holder: clients are shut out, the server is being stopped.
+    HandingOver,
     /// Holder: the gate is shut for good, the process tree not yet proven gone.
     GivingUp,
     /// Holder: giving the lease back.
@@ -185,6 +191,7 @@ pub(super) struct Used {
     pub(super) cuts: u8,
     pub(super) removals: u8,
     pub(super) turns: u8,
+    pub(super) switchovers: u8,
     pub(super) releases: u8,
     pub(super) reclones: u8,
 }
@@ -247,6 +254,11 @@ impl Data {
     /// The lease runs by the holder's own clock.
     pub(super) fn lease_runs(&self) -> bool {
         self.deadline > 0
+    }
+
+    /// The server runs as a primary behind an open gate, for clients or for a clean stop.
+    pub(super) fn has_gate(&self) -> bool {
+        matches!(self.step, Step::Serving | Step::HandingOver)
     }
 
     /// The gate could let something through now, or has already decided to.
