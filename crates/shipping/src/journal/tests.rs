@@ -89,8 +89,8 @@ fn copy_journal(journal: &Journal, from: &Path, to: &Path) -> Lsn {
         let inner = files::timeline_dir(Path::new(""), T1);
         fs::create_dir_all(to.join(&inner)).unwrap();
         // The metadata first: what it says of the files is true before it says so.
-        let copied = copy(Path::new("journal.meta"))
-            && before.iter().all(|name| copy(&inner.join(name)));
+        let copied =
+            copy(Path::new("journal.meta")) && before.iter().all(|name| copy(&inner.join(name)));
         if copied && names() == before {
             return acknowledged;
         }

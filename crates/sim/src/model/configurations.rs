@@ -286,7 +286,8 @@ pub const ALL: &[Configuration] = &[
 
 /// Those that take more than a few minutes and have not been searched to their end yet
 /// (docs/measured/model-2026-11.md); they run only when they are named.
-pub const LONG: &[&str] = &["switchover-crash", "turns", "crash", "crash-late", "bounded", "mixed", "everything"];
+pub const LONG: &[&str] =
+    &["switchover-crash", "turns", "crash", "crash-late", "bounded", "mixed", "everything"];
 
 /// The configuration of that name.
 pub fn named(name: &str) -> Option<Configuration> {

@@ -3,7 +3,9 @@
 
 use understudy_core::Command;
 use understudy_core::state::{HolderProof, Published, ReleaseCause};
-use understudy_types::{DurabilityMode, Exposure, Permit, PermitSerial, ProcessStart, ReceiverPosition, SeededBug};
+use understudy_types::{
+    DurabilityMode, Exposure, Permit, PermitSerial, ProcessStart, ReceiverPosition, SeededBug,
+};
 use understudy_wal::exposure::ExposureTracker;
 use understudy_wal::gate::{self, GatePositions};
 

@@ -25,7 +25,11 @@ pub(super) fn of(configuration: &Configuration) -> Vec<Property<Protocol>> {
         );
     }
     if zero || turns || configuration.switchovers > 0 {
-        claim(Claim::Always, "no acknowledged write is lost in zero or by a switchover (I3)", nothing_lost);
+        claim(
+            Claim::Always,
+            "no acknowledged write is lost in zero or by a switchover (I3)",
+            nothing_lost,
+        );
     }
     if !zero || turns {
         claim(
