@@ -124,6 +124,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         println!("this machine can run the rig");
         return Ok(ExitCode::SUCCESS);
     }
+    // Rows and series are judged by what is lost; these two by what takes how long.
+    if cli.soak.is_some() || cli.outages.is_some() {
+        needs::check_rank()?;
+    }
     outer(&cli)
 }
 

@@ -57,6 +57,34 @@ pub(crate) fn check() -> Result<()> {
     bail!("this machine cannot run the rig; missing:\n  - {}", missing.join("\n  - "))
 }
 
+/// Whether this session gets as much of the processors as others do: everything that the rig starts
+/// inherits its rank, and a cluster that only gets what others leave says nothing about its timings.
+///
+/// # Errors
+/// When it is ranked below others, with the remedy.
+pub(crate) fn check_rank() -> Result<()> {
+    let own = rustix::process::getpriority_process(None)?;
+    if own > 0 {
+        bail!("this process has the nice value {own}, and timings would be its effect: run it with 0");
+    }
+    // The kernel shares processors out between sessions first, each with a nice value of its own
+    // (sched(7), "The autogroup feature"); there is no such file where that is switched off.
+    let session = std::fs::read_to_string("/proc/self/autogroup").unwrap_or_default();
+    match session_nice(&session) {
+        Some(nice) if nice > 0 => bail!(
+            "this session has the nice value {nice} (/proc/self/autogroup: {}), and timings would be its \
+             effect: `echo 0 > /proc/self/autogroup`, or run it under `setsid --wait`",
+            session.trim()
+        ),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// From a line such as `/autogroup-25 nice 10`.
+fn session_nice(line: &str) -> Option<i32> {
+    line.trim().rsplit_once(" nice ")?.1.parse().ok()
+}
+
 fn exists(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
@@ -71,4 +99,16 @@ fn try_a_namespace() -> Result<()> {
     let tried = said(Command::new("ip").args(["netns", "exec", &name, "nft", table]));
     said(Command::new("ip").args(["netns", "del", &name]))?;
     tried
+}
+
+#[cfg(test)]
+mod tests {
+    use super::session_nice;
+
+    #[test]
+    fn the_rank_of_a_session_is_read_as_the_kernel_writes_it() {
+        assert_eq!(session_nice("/autogroup-356236 nice 15\n"), Some(15));
+        assert_eq!(session_nice("/autogroup-25 nice -3\n"), Some(-3));
+        assert_eq!(session_nice(""), None);
+    }
 }
