@@ -55,8 +55,8 @@ use report::{ConfigurationReport, MutantReport, Report};
 /// What `understudy-sim model` takes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Search these configurations only; `all` is every one but the long ones: crash,
-    /// crash-late, bounded, turns, switchover-crash, mixed, everything.
+    /// Search these configurations only; `all` is every one that takes less than two minutes,
+    /// and an unknown name lists them.
     #[arg(long = "configuration", value_name = "NAME", default_value = "all")]
     configurations: Vec<String>,
     /// Put each known mistake back instead, and show that it is found (feature `seeded-bugs`).
