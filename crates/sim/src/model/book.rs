@@ -16,6 +16,8 @@ use understudy_types::{
     Timeline,
 };
 
+use super::configurations::Configuration;
+
 /// The two data nodes and the witness, in this order.
 pub(super) const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
 /// PostgreSQL's, the same everywhere.
@@ -234,7 +236,7 @@ fn facts_of(state: &ClusterState, history: HistoryNo) -> Facts {
 }
 
 /// A founded cluster whose first epoch runs at the first node, made by the real commands.
-pub(super) fn founded(mode: DurabilityMode) -> ClusterState {
+pub(super) fn founded(configuration: &Configuration) -> ClusterState {
     let mut state = ClusterState::default();
     let member = |name: &str, kind, id: u128| Member {
         name: name.parse().expect("a name"),
@@ -244,7 +246,8 @@ pub(super) fn founded(mode: DurabilityMode) -> ClusterState {
         incarnation: Incarnation(uuid::Uuid::from_u128(id)),
     };
     let config = ClusterConfig {
-        mode,
+        mode: configuration.mode,
+        promote_without_lease_wait: configuration.on_seal,
         on_passive_loss: OnPassiveLoss::Degrade,
         on_sole_survivor: OnSoleSurvivor::Open,
         ..ClusterConfig::default()

@@ -20,6 +20,8 @@ pub struct Configuration {
     pub(super) mode: DurabilityMode,
     /// Drift stays below its bound, so leases may be relied on.
     pub(super) clocks_are_trusted: bool,
+    /// The policy by which a promotion need not wait for the lease.
+    pub(super) on_seal: bool,
     /// D of each node, as configured there.
     pub(super) ttls: [u8; 3],
     /// The clocks: each row is searched.
@@ -65,6 +67,7 @@ const BASE: Configuration = Configuration {
     purpose: "every combination of clocks, no writes",
     mode: DurabilityMode::Zero,
     clocks_are_trusted: true,
+    on_seal: false,
     ttls: [8, 8, 8],
     clocks: EVERY_CLOCK,
     epochs: 2,
@@ -147,6 +150,28 @@ pub const ALL: &[Configuration] = &[
         renewals: 2,
         crashes: 1,
         switchovers: 1,
+        lags: [1, 0, 0],
+        ..BASE
+    },
+    Configuration {
+        name: "on-seal",
+        purpose: "zero with promotions that do not wait for the lease, and the dial turned meanwhile",
+        on_seal: true,
+        clocks: SLOW_HOLDER,
+        renewals: 2,
+        writes: 1,
+        turns: 1,
+        lags: [1, 0, 0],
+        ..BASE
+    },
+    Configuration {
+        name: "on-seal-two",
+        purpose: "the same twice, with a passive that is lost and joins again",
+        on_seal: true,
+        clocks: SLOW_HOLDER,
+        epochs: 3,
+        writes: 2,
+        removals: 1,
         lags: [1, 0, 0],
         ..BASE
     },

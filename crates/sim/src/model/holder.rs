@@ -369,14 +369,15 @@ impl Protocol {
         data.look = Look::default();
         data.reported = upto;
         data.let_in |= data.step == Step::Serving && upto >= data.floor;
-        let GatePermit { epoch: of, zero: in_zero, .. } = data.permit;
+        let GatePermit { epoch: of, zero: in_zero, waits, .. } = data.permit;
         let newly = data.wal.bits(upto) & !data.wal.bits(before);
         let wal = data.wal;
         if newly == 0 {
             return Some(());
         }
         world.ghost.acked_epochs |= 1 << of;
-        let acked = if self.head(world).promises() {
+        // What a gate that waits says is promised, whatever was decided elsewhere meanwhile.
+        let acked = if (in_zero && waits) || self.head(world).promises() {
             &mut world.ghost.acked
         } else {
             &mut world.ghost.weak

@@ -82,6 +82,25 @@ impl Protocol {
         self.propose_grant(world, node, found.node, timeline, cause, Some(found.durable_lsn))
     }
 
+    /// The policy that does not wait for the lease: the holder is silent for all that this node hears,
+    /// which says nothing about the holder.
+    pub(super) fn grant_on_seal(&self, world: &mut World, node: usize) -> Option<()> {
+        let voter = &world.voters[node];
+        let facts = self.facts(world, node);
+        let may = voter.up && !voter.away && facts.running && facts.holder != node;
+        if !may || facts.epoch >= self.configuration.epochs {
+            return None;
+        }
+        let found = self.choice(world, node)?;
+        let state = self.book.state(world.voters[node].applied);
+        if !state.promotes_on_seal(found.node) {
+            return None;
+        }
+        let timeline = state.timeline_high?.next();
+        let cause = PromoteCause::Sealed;
+        self.propose_grant(world, node, found.node, timeline, cause, Some(found.durable_lsn))
+    }
+
     pub(super) fn grant_back(&self, world: &mut World, node: usize) -> Option<()> {
         let cause = self.cause(world, node)?;
         let facts = self.facts(world, node);

@@ -65,6 +65,8 @@ pub enum Action {
     Start(usize),
     /// As the leader, it proposes the promotion of whoever the verdict names.
     Grant(usize),
+    /// As the leader, it proposes the promotion of a node whose seal alone makes it safe.
+    GrantOnSeal(usize),
     /// As the leader, it proposes that whoever ran last goes on.
     GrantBack(usize),
     /// An operator turns the dial.
@@ -572,6 +574,7 @@ impl Protocol {
             Action::CrashOfMachine(node) => self.crash(world, node, true),
             Action::Start(node) => self.start(world, node),
             Action::Grant(node) => self.grant(world, node),
+            Action::GrantOnSeal(node) => self.grant_on_seal(world, node),
             Action::GrantBack(node) => self.grant_back(world, node),
             Action::TurnDial => self.turn_dial(world),
             Action::OrderSwitchover => self.order_switchover(world),
@@ -623,6 +626,7 @@ impl Protocol {
             | Action::CrashOfMachine(_)
             | Action::Start(_)
             | Action::Grant(_)
+            | Action::GrantOnSeal(_)
             | Action::GrantBack(_)
             | Action::TurnDial
             | Action::OrderSwitchover
@@ -636,7 +640,7 @@ impl Model for Protocol {
     type Action = Action;
 
     fn initial(&self) -> Vec<World> {
-        let head = self.book.enter_state(book::founded(self.configuration.mode));
+        let head = self.book.enter_state(book::founded(&self.configuration));
         self.configuration.clocks.iter().map(|rates| self.first_world(*rates, head)).collect()
     }
 
@@ -664,6 +668,9 @@ impl Model for Protocol {
                 into.push(Action::Reconnect(node));
             } else {
                 into.extend([Action::Grant(node), Action::GrantBack(node)]);
+                if self.configuration.on_seal {
+                    into.push(Action::GrantOnSeal(node));
+                }
                 if voter.behind > 0 {
                     into.push(Action::Apply(node));
                 }
