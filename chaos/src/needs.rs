@@ -65,7 +65,9 @@ pub(crate) fn check() -> Result<()> {
 pub(crate) fn check_rank() -> Result<()> {
     let own = rustix::process::getpriority_process(None)?;
     if own > 0 {
-        bail!("this process has the nice value {own}, and timings would be its effect: run it with 0");
+        bail!(
+            "this process has the nice value {own}, and timings would be its effect: run it with 0"
+        );
     }
     // The kernel shares processors out between sessions first, each with a nice value of its own
     // (sched(7), "The autogroup feature"); there is no such file where that is switched off.

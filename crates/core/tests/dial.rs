@@ -329,6 +329,28 @@ fn a_recording_that_comes_after_the_dial_was_turned_back_has_no_effect() {
 }
 
 #[test]
+fn a_stricter_permit_of_an_earlier_turn_proves_nothing() {
+    let mut bench = Bench::protected(DurabilityMode::Bounded);
+    bench.withheld = "set-eff";
+    bench.turn(DurabilityMode::Zero);
+    bench.steps(2);
+    // Turned to something weaker than what is in force, which is not recorded yet: the gate is loose
+    // again. Positions are read under its permit, and then it releases up to 300.
+    bench.turn(DurabilityMode::BestEffort);
+    bench.steps(2);
+    assert_eq!(bench.mode(), DurabilityMode::Bounded);
+    bench.positions = Some(bench.read(200, 200));
+    bench.turn(DurabilityMode::Zero);
+    bench.steps(200);
+    let is_zero =
+        |command: &Command| matches!(command, Command::SetEff { mode: DurabilityMode::Zero, .. });
+    assert!(!bench.proposed.iter().any(is_zero), "by positions from before the gate waited");
+    bench.positions = Some(bench.read(300, 300));
+    bench.steps(200);
+    assert!(bench.proposed.iter().any(is_zero), "{:?}", bench.proposed);
+}
+
+#[test]
 fn best_effort_to_bounded_waits_until_exposure_is_below_the_ceiling() {
     let mut bench = Bench::protected(DurabilityMode::BestEffort);
     bench.turn(DurabilityMode::Bounded);

@@ -23,8 +23,12 @@ impl Core {
     /// Proposes the mode that is wanted, when it differs from the one in force and may be recorded.
     pub(super) fn change_mode(&mut self, now: BootInstant) {
         let (wanted, in_force) = (self.state.config.mode, self.state.durability.mode);
-        if wanted == in_force {
+        if wanted <= in_force {
+            // The gate is looser from here on, so a stricter permit of before proves nothing any more,
+            // also when the same mode is wanted again before a weakening is recorded (mistake 30).
             self.stage().strengthening = None;
+        }
+        if wanted == in_force {
             return;
         }
         if wanted > in_force {

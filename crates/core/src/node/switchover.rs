@@ -356,6 +356,9 @@ impl Core {
     /// The leader's part: an operation always ends, also when its holder never speaks again.
     pub(super) fn end_stale_switchover(&mut self, now: BootInstant) {
         let Some(order) = self.state.switchover.clone() else { return };
+        if self.state.check_may_end(order.operation).is_err() {
+            return;
+        }
         let longest = PREPARE_PATIENCE + READY_PATIENCE + order.budget + STALE_AFTER;
         if self.leader.switchover_since().is_none_or(|since| now.since(since) < longest) {
             return;

@@ -84,6 +84,7 @@ impl ClusterState {
                 self.undo(by, *operation, why, *at_unix_us)
             }
             Command::EndOrder { operation, why, at_unix_us } => {
+                self.check_may_end(*operation)?;
                 if self.end_switchover(*operation, why, *at_unix_us) {
                     return Ok(None);
                 }

@@ -210,6 +210,14 @@ impl ClusterState {
         true
     }
 
+    /// A promotion that may not begin below a clean end ends the order itself, and until then the order
+    /// says where that end is, whoever supersedes it.
+    pub(crate) fn check_may_end(&self, operation: u64) -> Result<(), Rejection> {
+        let switchover = self.switchover.as_ref().filter(|found| found.operation == operation);
+        let bound = switchover.is_some_and(|found| found.clean_end.is_some());
+        if bound && !self.is_held() { Err(Rejection::Phase) } else { Ok(()) }
+    }
+
     /// The lease was given back: from now on the candidate answers for the clean end.
     pub(super) fn note_clean_end(&mut self) {
         let end = self.clean_end();

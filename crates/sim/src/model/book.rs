@@ -44,8 +44,6 @@ pub(super) struct Facts {
     pub(super) clean: bool,
     /// A switchover came to its end.
     pub(super) switched: bool,
-    /// A switchover was undone.
-    pub(super) undone: bool,
     /// Index of the holder or candidate.
     pub(super) holder: usize,
     pub(super) resumes: bool,
@@ -211,9 +209,9 @@ fn facts_of(state: &ClusterState, history: HistoryNo) -> Facts {
         running: state.is_held(),
         switchover: state.switchover.as_ref().map_or(0, |found| small(found.operation)),
         handing: state.handover().is_some(),
-        clean: state.switchover.as_ref().is_some_and(|found| found.clean_end.is_some()),
+        clean: state.clean_end().is_some()
+            || state.switchover.as_ref().is_some_and(|found| found.clean_end.is_some()),
         switched: ended(|status| *status == OperationStatus::Done),
-        undone: ended(|status| matches!(status, OperationStatus::Failed(_))),
         holder: holder.map_or(0, |holder| index_of(holder.node)),
         resumes,
         process: holder.map_or(0, |holder| small(holder.process.0)),

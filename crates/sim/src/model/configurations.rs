@@ -38,6 +38,8 @@ pub struct Configuration {
     pub(super) turns: u8,
     /// How often an operator orders a switchover.
     pub(super) switchovers: u8,
+    /// How often a holder's server fails under a lease that runs.
+    pub(super) restarts: u8,
     pub(super) releases: u8,
     pub(super) reclones: u8,
     /// How far each node may be behind before it is away.
@@ -78,6 +80,7 @@ const BASE: Configuration = Configuration {
     removals: 0,
     turns: 0,
     switchovers: 0,
+    restarts: 0,
     releases: 0,
     reclones: 0,
     lags: [1, 1, 0],
@@ -148,8 +151,33 @@ pub const ALL: &[Configuration] = &[
         purpose: "a switchover, and one crash of any process or machine in the middle of it",
         clocks: SLOW_HOLDER,
         renewals: 2,
+        writes: 1,
         crashes: 1,
         switchovers: 1,
+        lags: [1, 0, 0],
+        ..BASE
+    },
+    Configuration {
+        name: "switchover-late",
+        purpose: "a switchover with two proposals under way, and a server that fails",
+        clocks: SLOW_HOLDER,
+        renewals: 2,
+        writes: 1,
+        switchovers: 1,
+        restarts: 1,
+        lags: [1, 0, 0],
+        flight: 2,
+        ..BASE
+    },
+    Configuration {
+        name: "restart",
+        purpose: "bounded, turned to zero, and a server that fails and is started again",
+        mode: DurabilityMode::Bounded,
+        clocks: SLOW_HOLDER,
+        renewals: 3,
+        writes: 1,
+        turns: 1,
+        restarts: 1,
         lags: [1, 0, 0],
         ..BASE
     },
@@ -367,6 +395,7 @@ pub const ALL: &[Configuration] = &[
         removals: 1,
         turns: 2,
         switchovers: 1,
+        restarts: 1,
         releases: 1,
         reclones: 1,
         lags: [2, 2, 1],
@@ -379,6 +408,8 @@ pub const ALL: &[Configuration] = &[
 /// searched to their end); they run only when they are named.
 pub const LONG: &[&str] = &[
     "switchover-crash",
+    "switchover-late",
+    "restart",
     "turns",
     "crash",
     "crash-late",

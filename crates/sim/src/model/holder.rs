@@ -65,6 +65,10 @@ impl Protocol {
         }
         let waited = new.waited[1 - node];
         data.removing &= waited;
+        if new.switchover == 0 {
+            data.asked = false;
+            data.strict = false;
+        }
         if waited {
             data.pending = false;
             data.proposed = NO_GENERATION;
@@ -92,7 +96,8 @@ impl Protocol {
         data.pending = false;
         data.proposed = NO_GENERATION;
         data.removing = false;
-        data.switching = false;
+        data.asked = false;
+        data.strict = false;
         data.clean_end = 0;
     }
 
@@ -190,19 +195,24 @@ impl Protocol {
         Some(())
     }
 
-    /// The lease ran out: fence, then begin again.
+    /// The lease ran out, or the server failed: fence, then begin again.
     pub(super) fn stop_server(&self, world: &mut World, node: usize) -> Option<()> {
         if !self.holds(world, node) {
             return None;
         }
         let data = &mut world.data[node];
-        if !data.has_gate() || data.lease_runs() {
+        let failed = data.lease_runs();
+        if !data.has_gate() || (failed && world.used.restarts >= self.configuration.restarts) {
             return None;
         }
+        world.used.restarts += u8::from(failed);
+        let handing_over = data.step == Step::HandingOver;
         data.drop_source();
         data.server = Server::Down;
         data.step = Step::Acquiring;
-        data.switching = false;
+        // Whoever had begun to hand over does not begin a second time; who had only asked may.
+        data.asked &= !handing_over;
+        data.strict &= !handing_over;
         Some(())
     }
 
@@ -276,7 +286,7 @@ impl Protocol {
         let recorded = facts.waited[1 - node] && !data.removing;
         let waits = recorded || data.pending;
         // A switchover waits for everybody, whatever the dial says.
-        let zero = facts.strictly_zero() || data.switching;
+        let zero = facts.strictly_zero() || data.strict;
         Some(GatePermit {
             epoch: facts.epoch,
             left: data.deadline,
@@ -386,7 +396,9 @@ impl Protocol {
         if !in_zero {
             world.ghost.released = world.ghost.released.max(upto);
         }
-        if of < world.ghost.open_epoch && self.configuration.clocks_are_trusted {
+        // Promoted on a seal, the old gate may still say, late, what the new side has already.
+        let has = self.configuration.on_seal && in_zero && waits;
+        if of < world.ghost.open_epoch && self.configuration.clocks_are_trusted && !has {
             world.ghost.broken = Broken::LateAcknowledgement;
         }
         Some(())

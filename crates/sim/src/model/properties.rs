@@ -16,9 +16,11 @@ pub(super) fn of(configuration: &Configuration) -> Vec<Property<Protocol>> {
         found.push(Property { name, claim, holds });
     };
     let (zero, turns) = (configuration.mode == DurabilityMode::Zero, configuration.turns > 0);
-    // Promoted on a seal, the old gate may still say, late, what the new side has already.
-    if configuration.clocks_are_trusted && !configuration.on_seal {
-        claim(Claim::Always, "at most one gate is open at any moment (I4)", one_gate);
+    if configuration.clocks_are_trusted {
+        // Promoted on a seal, the old gate may still say, late, what the new side has already.
+        if !configuration.on_seal {
+            claim(Claim::Always, "at most one gate is open at any moment (I4)", one_gate);
+        }
         claim(
             Claim::Always,
             "no acknowledgement of an epoch is decided after a later one opened (I3)",
@@ -40,6 +42,12 @@ pub(super) fn of(configuration: &Configuration) -> Vec<Property<Protocol>> {
         );
     }
     claim(Claim::Always, "whoever is eligible is waited for at the gate (rule 1)", waited_for);
+    claim(Claim::Always, "where zero is recorded the gate is in zero (I7)", gate_in_zero);
+    claim(
+        Claim::Always,
+        "whoever is eligible in zero has everything that was promised (I7)",
+        eligible_has_all,
+    );
     claim(Claim::Always, "an epoch is held by one node at most (I1)", one_holder);
     claim(Claim::Always, "an incomplete data directory is never run as a primary (I14)", no_dirty);
     claim(Claim::Always, "whoever follows is on the holder's history (I12)", on_history);
@@ -88,18 +96,11 @@ const REACHABLE: &[(&str, Holds)] = &[
     ("a look at the gate becomes a write one tick later", |_, w| {
         w.data.iter().any(|data| data.look.upto > 0 && data.look.age == 1)
     }),
-    ("a weaker mode comes in force while a lease runs", |p, w| {
-        let head = p.head(w);
-        head.epoch == 1 && w.used.turns > 0 && !head.zero
-    }),
-    ("a stricter mode comes in force over what was acknowledged before", |p, w| {
-        let head = p.head(w);
-        let acked = w.ghost.acked & w.data[0].wal.bits(w.data[0].wal.end());
-        head.epoch == 1 && w.used.turns > 0 && head.zero && head.eligible[1] && acked != 0
-    }),
+    ("a weaker mode comes in force while a lease runs", |_, w| w.ghost.weakened),
+    ("zero comes in force over what was acknowledged before", |_, w| w.ghost.strengthened),
     ("a switchover is carried out", |p, w| p.head(w).switched),
     ("a handover is undone, and the same gate is open", |p, w| {
-        p.head(w).undone && p.head(w).epoch == 1 && w.data[0].gate_is_open()
+        w.ghost.undone && p.head(w).epoch == 1 && w.data[0].gate_is_open()
     }),
     ("a gate opens while the old one's lease still runs", |_, w| {
         w.ghost.open_epoch >= 2 && w.data[0].held == 1 && w.data[0].gate_is_open()
@@ -128,9 +129,11 @@ fn can_happen(c: &Configuration, name: &str) -> bool {
         "a passive is lost and the weakening is recorded" => c.removals > 0,
         "a weakening is followed by a strengthening" => c.removals > 0,
         "a promotion is superseded" => c.epochs >= 3,
-        "a weaker mode comes in force while a lease runs" => c.turns > 0,
-        "a stricter mode comes in force over what was acknowledged before" => {
-            c.turns > 0 && c.writes > 0
+        "a weaker mode comes in force while a lease runs" => {
+            c.turns > u8::from(c.mode == DurabilityMode::Bounded)
+        }
+        "zero comes in force over what was acknowledged before" => {
+            c.turns > u8::from(c.mode == DurabilityMode::Zero) && c.writes > 0
         }
         "a switchover is carried out" => c.switchovers > 0,
         "a handover is undone, and the same gate is open" => c.switchovers > 0,
@@ -163,6 +166,22 @@ fn waited_for(protocol: &Protocol, world: &World) -> bool {
     let eligible = head.running && head.eligible[1 - head.holder];
     let open = data.gate_is_open() && data.permit.epoch == head.epoch;
     !eligible || !open || data.permit.waits
+}
+
+fn gate_in_zero(protocol: &Protocol, world: &World) -> bool {
+    let head = protocol.head(world);
+    let data = &world.data[head.holder];
+    let open = head.running && data.gate_is_open() && data.permit.epoch == head.epoch;
+    !head.zero || !open || data.permit.zero
+}
+
+fn eligible_has_all(protocol: &Protocol, world: &World) -> bool {
+    let head = protocol.head(world);
+    let other = &world.data[1 - head.holder];
+    if !head.running || !head.promises() || !head.eligible[1 - head.holder] || other.dirty {
+        return true;
+    }
+    world.ghost.acked & !other.wal.bits(other.wal.end()) == 0
 }
 
 fn one_holder(_: &Protocol, world: &World) -> bool {

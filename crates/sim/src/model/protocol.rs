@@ -81,6 +81,10 @@ pub enum Action {
     ShutOut(usize),
     /// The server is gone, and the candidate has everything.
     StopCleanly(usize),
+    /// It waits for the candidate again before the handover.
+    ReadyAgain(usize),
+    /// The switchover is not carried out: the server that was told to stop is started again.
+    StartAgain(usize),
     /// The switchover is not carried out: clients are let in again.
     GoBack(usize),
     /// Its undoing is proposed.
@@ -233,7 +237,8 @@ impl Protocol {
             pending: false,
             proposed: NO_GENERATION,
             removing: false,
-            switching: false,
+            asked: false,
+            strict: false,
             clean_end: 0,
             source: false,
             attached: false,
@@ -380,11 +385,8 @@ impl Protocol {
         if (0..3).any(|node| !world.voters[node].away && late(node)) {
             return None;
         }
-        self.watch_promotion(world, number, after);
-        if self.book.facts(after).promises() {
-            world.ghost.acked |= world.ghost.weak;
-            world.ghost.weak = 0;
-        }
+        self.watch_promotion(world, number);
+        self.watch_dial(world, number, after);
         world.flight[place] = NO_COMMAND;
         world.head = after;
         let entry = Entry { command: number, accepted, state: after };
@@ -418,23 +420,42 @@ impl Protocol {
         }
     }
 
-    /// In `zero` a promotion may lose nothing at all, in other modes what was published before.
-    fn watch_promotion(&self, world: &mut World, number: CommandNo, after: StateNo) {
-        if !matches!(self.book.command(number), Command::Promote { .. }) {
-            return;
-        }
-        if self.book.facts(after).resumes {
-            return;
-        }
+    /// In `zero` a promotion may lose nothing at all, in other modes what was published before. What it
+    /// lost is over once it is reported: until then it may be superseded by whoever has everything.
+    fn watch_promotion(&self, world: &mut World, number: CommandNo) {
         let head = self.head(world);
+        let command = self.book.command(number);
+        if let Command::Promoted { .. } = command
+            && !head.resumes
+        {
+            world.ghost.released = 0;
+            world.ghost.weak = 0;
+        }
+        let Command::Promote { to, .. } = command else { return };
+        if to == NODES[head.last.0] {
+            return;
+        }
         // A switchover loses nothing in any mode.
         if head.zero || head.clean {
             world.ghost.acked |= world.ghost.weak;
         } else if world.ghost.released > head.credit {
             world.ghost.broken = Broken::LossBeyondCredit;
         }
-        world.ghost.released = 0;
-        world.ghost.weak = 0;
+    }
+
+    /// What only a step shows, for the examples.
+    fn watch_dial(&self, world: &mut World, number: CommandNo, after: StateNo) {
+        let (before, after) = (self.head(world), self.book.facts(after));
+        match self.book.command(number) {
+            Command::SetEff { .. } if before.zero => world.ghost.weakened = true,
+            Command::SetEff { .. } => world.ghost.strengthened |= world.ghost.weak != 0,
+            Command::Undo { .. } if before.handing => world.ghost.undone = true,
+            _ => {}
+        }
+        if after.promises() {
+            world.ghost.acked |= world.ghost.weak;
+            world.ghost.weak = 0;
+        }
     }
 
     /// Proposals of an epoch that is past are rejected for ever.
@@ -606,6 +627,8 @@ impl Protocol {
             Action::ProposeHandover(node) => self.propose_handover(world, node),
             Action::ShutOut(node) => self.shut_out(world, node),
             Action::StopCleanly(node) => self.stop_cleanly(world, node),
+            Action::ReadyAgain(node) => self.ready_again(world, node),
+            Action::StartAgain(node) => self.start_again(world, node),
             Action::GoBack(node) => self.go_back(world, node),
             Action::ProposeUndo(node) => self.propose_undo(world, node),
             Action::Seal(node) => self.seal(world, node),
@@ -713,6 +736,8 @@ impl Model for Protocol {
                     Action::ProposeHandover(node),
                     Action::ShutOut(node),
                     Action::StopCleanly(node),
+                    Action::ReadyAgain(node),
+                    Action::StartAgain(node),
                     Action::GoBack(node),
                     Action::ProposeUndo(node),
                 ]),

@@ -48,7 +48,8 @@ impl Protocol {
             return None;
         }
         let by = self.proof(world, node);
-        world.data[node].switching = true;
+        world.data[node].asked = true;
+        world.data[node].strict = true;
         self.propose(world, Command::Handover { by, operation: u64::from(facts.switchover) })
     }
 
@@ -57,11 +58,12 @@ impl Protocol {
         let facts = self.facts(world, node);
         let data = &world.data[node];
         let open = self.holds(world, node) && data.step == Step::Serving && data.let_in;
-        if !open || !facts.handing || !data.switching || !data.lease_runs() {
+        if !open || !facts.handing || !data.asked || !data.lease_runs() {
             return None;
         }
         let data = &mut world.data[node];
         data.let_in = false;
+        data.strict = true;
         data.step = Step::HandingOver;
         Some(())
     }
@@ -72,7 +74,7 @@ impl Protocol {
         let data = &world.data[node];
         let hands_over = self.holds(world, node) && data.step == Step::HandingOver;
         let there = data.known >= data.wal.end();
-        if !hands_over || !facts.handing || !data.switching || !data.lease_runs() || !there {
+        if !hands_over || !facts.handing || !there {
             return None;
         }
         let data = &mut world.data[node];
@@ -83,6 +85,32 @@ impl Protocol {
         Some(())
     }
 
+    /// The candidate is not close enough any more: the gate is as the dial says, and what was asked for
+    /// may be granted all the same.
+    pub(super) fn ready_again(&self, world: &mut World, node: usize) -> Option<()> {
+        let may = self.holds(world, node) && world.data[node].step == Step::Serving;
+        if !may || !world.data[node].strict {
+            return None;
+        }
+        world.data[node].strict = false;
+        Some(())
+    }
+
+    /// It takes too long while the server is told to stop: it can only be started again.
+    pub(super) fn start_again(&self, world: &mut World, node: usize) -> Option<()> {
+        let may = self.holds(world, node) && world.data[node].step == Step::HandingOver;
+        if !may {
+            return None;
+        }
+        let data = &mut world.data[node];
+        data.drop_source();
+        data.server = Server::Down;
+        data.asked = false;
+        data.strict = false;
+        data.step = Step::Acquiring;
+        Some(())
+    }
+
     /// It takes too long, or was ended: the same holder lets its clients in again.
     pub(super) fn go_back(&self, world: &mut World, node: usize) -> Option<()> {
         let may = self.holds(world, node) && world.data[node].step == Step::HandingOver;
@@ -90,22 +118,27 @@ impl Protocol {
             return None;
         }
         let data = &mut world.data[node];
-        data.switching = false;
+        data.asked = false;
+        data.strict = false;
         data.let_in = true;
         data.step = Step::Serving;
         Some(())
     }
 
-    /// A handover that this process does not carry out is undone; not once the gate is shut for good.
+    /// The order is given up, or its handover is not carried out by this process; not once the gate is
+    /// shut for good. What was asked for before is not begun after it.
     pub(super) fn propose_undo(&self, world: &mut World, node: usize) -> Option<()> {
         let facts = self.facts(world, node);
         let data = &world.data[node];
-        let may = matches!(data.step, Step::Acquiring | Step::Serving) && !data.switching;
+        let may = matches!(data.step, Step::Acquiring | Step::Serving);
         if !self.holds(world, node) || world.voters[node].away || !may || facts.switchover == 0 {
             return None;
         }
+        let by = self.proof(world, node);
+        world.data[node].asked = false;
+        world.data[node].strict = false;
         let command = Command::Undo {
-            by: self.proof(world, node),
+            by,
             operation: u64::from(facts.switchover),
             why: String::new(),
             at_unix_us: 0,

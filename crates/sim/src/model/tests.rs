@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::checker::{Limits, Run};
 use super::{configurations, run};
 
-const SLICE: Limits = Limits { states_max: 8_000_000, time_max: Duration::from_secs(240) };
+const SLICE: Limits = Limits { states_max: 12_000_000, time_max: Duration::from_secs(240) };
 
 fn searched(name: &str) -> Run {
     let configuration = configurations::named(name).expect("a configuration of that name");
@@ -41,6 +41,11 @@ fn in_bounded_a_promotion_loses_no_more_than_was_published() {
 #[test]
 fn the_dial_is_weakened_without_losing_what_was_promised_before() {
     searched("weaken");
+}
+
+#[test]
+fn without_waiting_for_the_lease_nothing_is_lost_either() {
+    searched("on-seal-two");
 }
 
 #[test]

@@ -92,7 +92,9 @@ pub(super) struct Data {
     /// Only with a seeded mistake: a removal was proposed.
     pub(super) removing: bool,
     /// It asked for the handover that it is to carry out.
-    pub(super) switching: bool,
+    pub(super) asked: bool,
+    /// And its gate waits for everybody, whatever the dial says.
+    pub(super) strict: bool,
     /// Where its WAL ended at a clean stop; 0 when it did not stop for a switchover.
     pub(super) clean_end: u8,
     // The source and the gate.
@@ -192,6 +194,7 @@ pub(super) struct Used {
     pub(super) removals: u8,
     pub(super) turns: u8,
     pub(super) switchovers: u8,
+    pub(super) restarts: u8,
     pub(super) releases: u8,
     pub(super) reclones: u8,
 }
@@ -205,6 +208,12 @@ pub(super) struct Ghost {
     /// Those that were acknowledged in another mode or by a sole survivor, since the last change of
     /// holder, as bits: an operator's weaker mode may lose them.
     pub(super) weak: u8,
+    /// A weaker mode came in force under a lease.
+    pub(super) weakened: bool,
+    /// `zero` came in force under a lease over something that was acknowledged before.
+    pub(super) strengthened: bool,
+    /// A handover was undone.
+    pub(super) undone: bool,
     /// Epochs that acknowledged something, as bits.
     pub(super) acked_epochs: u8,
     /// The newest epoch whose gate was ever open.

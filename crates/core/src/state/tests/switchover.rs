@@ -208,6 +208,16 @@ fn the_leader_can_end_what_nobody_else_ends() {
 }
 
 #[test]
+fn an_order_is_not_ended_while_its_clean_end_binds_a_promotion() {
+    let (mut bench, operation) = released(DurabilityMode::Bounded);
+    bench.promote(B, PromoteCause::Released, tli(2), Some(1200));
+    let end = Command::EndOrder { operation, why: "stale".to_owned(), at_unix_us: 3 };
+    assert_eq!(bench.reject(end), Rejection::Phase);
+    bench.promoted(B, Some(1200));
+    assert_eq!(bench.state.operations[&operation].status, OperationStatus::Done);
+}
+
+#[test]
 fn what_cannot_be_switched_to_is_refused_before_anything_happens() {
     let mut bench = Bench::protected(DurabilityMode::Zero);
     let to_itself = order(&bench, A);
