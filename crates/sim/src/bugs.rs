@@ -11,13 +11,14 @@ use understudy_types::{SeededBug, seed_bug};
 
 /// Those of the exhaustive model: their windows are one entry of the log wide, which the model searches
 /// and a seed rarely meets.
-const MODEL_S: [SeededBug; 9] = [
+const MODEL_S: [SeededBug; 10] = [
     SeededBug::CommittedTakenForAccepted,
     SeededBug::PromoteIgnoresSeq,
     SeededBug::JoinBeforeWait,
     SeededBug::RemoveBeforeRecorded,
     SeededBug::NoGeneration,
     SeededBug::ModeOfOldConfiguration,
+    SeededBug::PositionsGoBack,
     SeededBug::TtlFromConfiguration,
     SeededBug::SupersedeWithoutPhase,
     SeededBug::NoProcessStart,

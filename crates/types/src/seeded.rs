@@ -25,6 +25,8 @@ pub enum SeededBug {
     NoGeneration,
     /// A mode is recorded as in force for a configuration that has changed since.
     ModeOfOldConfiguration,
+    /// A renewal takes back positions that were published before (mistake 31).
+    PositionsGoBack,
     /// The challenger counts with its own ttl instead of the renewal's (mistake 4).
     TtlFromConfiguration,
     /// The challenger does not wait after its own start.
@@ -63,7 +65,7 @@ pub enum SeededBug {
 
 impl SeededBug {
     /// Every one of them.
-    pub const ALL: [SeededBug; 25] = [
+    pub const ALL: [SeededBug; 26] = [
         SeededBug::NoMargin,
         SeededBug::DriftSignTurned,
         SeededBug::CommittedTakenForAccepted,
@@ -72,6 +74,7 @@ impl SeededBug {
         SeededBug::RemoveBeforeRecorded,
         SeededBug::NoGeneration,
         SeededBug::ModeOfOldConfiguration,
+        SeededBug::PositionsGoBack,
         SeededBug::TtlFromConfiguration,
         SeededBug::NoWaitAfterStart,
         SeededBug::SealAfterReading,

@@ -168,10 +168,12 @@ impl ClusterState {
         if seq <= holder.seq {
             return Err(Rejection::Seq { expected: seq, current: holder.seq });
         }
+        // What the holder before it published is no measure for this one.
+        let last = holder.published.take().filter(|_| holder.seq > 0);
         holder.process = by.process;
         holder.seq = seq;
         holder.ttl = ttl;
-        holder.published = Some(published.clone());
+        holder.published = Some(published.clone().not_behind(last));
         Ok(None)
     }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use understudy_types::{
     ClusterId, DurabilityMode, Epoch, Exposure, Incarnation, Lineage, Lsn, NodeId, NodeKind,
-    NodeName, ProcessStart, PromotionId, SiteName, Survival, SystemId, Timeline,
+    NodeName, ProcessStart, PromotionId, SeededBug, SiteName, Survival, SystemId, Timeline,
 };
 
 pub use dial::Dial;
@@ -164,6 +164,23 @@ pub struct Published {
     pub durable: BTreeMap<NodeId, Lsn>,
     /// Who measured the exposure, and when; a holder without positions repeats the last measurement.
     pub measured: Option<Measured>,
+}
+
+impl Published {
+    /// No position goes back while one node holds an epoch. A renewal repeats what it does not know from
+    /// the state that its holder has applied, and between that state and the renewal another one may have
+    /// been accepted, or a join (mistake 31).
+    fn not_behind(mut self, last: Option<Published>) -> Published {
+        let last = last.filter(|_| !SeededBug::PositionsGoBack.is_on());
+        let Some(last) = last else { return self };
+        self.flush_lsn = self.flush_lsn.max(last.flush_lsn);
+        self.credit = self.credit.max(last.credit);
+        for (node, durable_lsn) in last.durable {
+            let durable = self.durable.entry(node).or_default();
+            *durable = (*durable).max(durable_lsn);
+        }
+        self
+    }
 }
 
 /// A moment on one node's own wall clock. It may only ever make exposure larger (docs/safety.md,

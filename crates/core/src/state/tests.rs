@@ -166,6 +166,33 @@ fn a_renewal_between_the_look_and_the_promotion_defeats_the_promotion() {
 }
 
 #[test]
+fn a_renewal_takes_no_position_back_that_this_epoch_has_published() {
+    let mut bench = Bench::protected(DurabilityMode::Bounded);
+    let published = |bench: &Bench| bench.state.holder.clone().unwrap().published.unwrap();
+    let lower = |command: Command| match command {
+        Command::Renew { by, seq, ttl, published } => {
+            let (flush_lsn, credit) = (Lsn(400), Lsn(500));
+            let published = Published { flush_lsn, credit, durable: [].into(), ..published };
+            Command::Renew { by, seq, ttl, published }
+        }
+        other => panic!("{other:?}"),
+    };
+    // Sent before what was published or joined was known at the holder.
+    let before = published(&bench);
+    let late = lower(bench.renew(A, 1, 2));
+    bench.accept(late);
+    let after = published(&bench);
+    assert_eq!((after.flush_lsn, after.credit), (before.flush_lsn, before.credit));
+    assert_eq!(after.durable, [(B, Lsn(900))].into());
+    assert_eq!(bench.state.known_durable(B), Lsn(900));
+    // The next holder's positions are its own.
+    bench.promote(B, PromoteCause::LeaseOver, tli(2), Some(900));
+    let first = lower(bench.renew(B, 1, 1));
+    bench.accept(first);
+    assert_eq!(published(&bench).credit, Lsn(500));
+}
+
+#[test]
 fn a_renewal_after_the_promotion_grants_nothing() {
     let mut bench = Bench::protected(DurabilityMode::Zero);
     let late = bench.renew(A, 1, 2);

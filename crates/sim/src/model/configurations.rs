@@ -252,6 +252,18 @@ pub const ALL: &[Configuration] = &[
         ..BASE
     },
     Configuration {
+        name: "release-late",
+        purpose: "the lease is given back with another proposal under way",
+        clocks: SLOW_HOLDER,
+        epochs: 3,
+        renewals: 2,
+        writes: 1,
+        releases: 1,
+        lags: [1, 0, 0],
+        flight: 2,
+        ..BASE
+    },
+    Configuration {
         name: "two",
         purpose: "two promotions with writes before, between and after",
         clocks: SLOW_HOLDER,
@@ -410,6 +422,7 @@ pub const LONG: &[&str] = &[
     "switchover-crash",
     "switchover-late",
     "restart",
+    "release-late",
     "turns",
     "crash",
     "crash-late",

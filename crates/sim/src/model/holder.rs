@@ -499,7 +499,8 @@ impl Protocol {
         let waits = early || (data.pending && data.permit.waits);
         let strict = facts.strictly_zero();
         let floor = if strict { data.floor.max(data.reported) } else { data.floor };
-        let ready = data.attached && waits && data.known >= floor;
+        let covers = data.known >= floor || SeededBug::StrengthenWithoutFloor.is_on();
+        let ready = data.attached && waits && covers;
         let again = data.pending && !data.attached && data.proposed == facts.generation;
         if !ready && !again {
             return None;

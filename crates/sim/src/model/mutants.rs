@@ -23,10 +23,13 @@ pub const ALL: &[Mutant] = &[
     Mutant { bug: SeededBug::RemoveBeforeRecorded, configuration: "dial" },
     Mutant { bug: SeededBug::NoGeneration, configuration: "dial" },
     Mutant { bug: SeededBug::ModeOfOldConfiguration, configuration: "turns" },
+    Mutant { bug: SeededBug::PositionsGoBack, configuration: "restart" },
     Mutant { bug: SeededBug::TtlFromConfiguration, configuration: "ttl" },
     Mutant { bug: SeededBug::SealAfterReading, configuration: "no-clocks" },
     Mutant { bug: SeededBug::SupersedeWithoutPhase, configuration: "supersede" },
     Mutant { bug: SeededBug::ReleaseBeforeTreeGone, configuration: "release" },
     Mutant { bug: SeededBug::FollowByCheckpoint, configuration: "cut" },
+    Mutant { bug: SeededBug::StrengthenWithoutFloor, configuration: "dial" },
+    Mutant { bug: SeededBug::CreditIgnored, configuration: "bounded" },
     Mutant { bug: SeededBug::NoProcessStart, configuration: "crash-late" },
 ];
