@@ -320,8 +320,7 @@ impl Core {
             published.survives = source.survives.map(aged);
             published.measured = Some(Measured { by: self.me, at_unix_us: self.wall_unix_us });
             for receiver in &source.receivers {
-                let durable = published.durable.entry(receiver.node).or_default();
-                *durable = (*durable).max(receiver.durable_lsn);
+                published.raise_durable(receiver.node, receiver.durable_lsn);
             }
         }
         published.credit = published.flush_lsn + CREDIT_BYTES;

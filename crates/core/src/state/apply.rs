@@ -200,8 +200,7 @@ impl ClusterState {
         // From now on it answers for this position: a promotion of it with less is refused, also
         // before the next renewal publishes where it stands.
         if let Some(published) = self.holder.as_mut().and_then(|h| h.published.as_mut()) {
-            let durable = published.durable.entry(node).or_default();
-            *durable = (*durable).max(at);
+            published.raise_durable(node, at);
         }
         Ok(None)
     }

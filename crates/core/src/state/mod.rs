@@ -176,10 +176,15 @@ impl Published {
         self.flush_lsn = self.flush_lsn.max(last.flush_lsn);
         self.credit = self.credit.max(last.credit);
         for (node, durable_lsn) in last.durable {
-            let durable = self.durable.entry(node).or_default();
-            *durable = (*durable).max(durable_lsn);
+            self.raise_durable(node, durable_lsn);
         }
         self
+    }
+
+    /// `node` has made WAL durable up to here, or further as is known already.
+    pub fn raise_durable(&mut self, node: NodeId, durable_lsn: Lsn) {
+        let durable = self.durable.entry(node).or_default();
+        *durable = (*durable).max(durable_lsn);
     }
 }
 

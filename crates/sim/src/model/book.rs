@@ -188,11 +188,6 @@ fn facts_of(state: &ClusterState, history: HistoryNo) -> Facts {
     let member = |set: &std::collections::BTreeSet<NodeId>| {
         [set.contains(&NODES[0]), set.contains(&NODES[1])]
     };
-    let ended = |as_wanted: fn(&OperationStatus) -> bool| {
-        let mut switchovers =
-            state.operations.values().filter(|found| found.kind == OperationKind::Switchover);
-        switchovers.any(|found| as_wanted(&found.status))
-    };
     let last = state.last_granted().map(|(_, granted)| granted);
     let last_promotion = last.map_or(0, |granted| promotion_number(granted.promotion));
     let (resumes, promotion, timeline) = match &state.phase {
@@ -211,7 +206,9 @@ fn facts_of(state: &ClusterState, history: HistoryNo) -> Facts {
         handing: state.handover().is_some(),
         clean: state.clean_end().is_some()
             || state.switchover.as_ref().is_some_and(|found| found.clean_end.is_some()),
-        switched: ended(|status| *status == OperationStatus::Done),
+        switched: state.operations.values().any(|found| {
+            found.kind == OperationKind::Switchover && found.status == OperationStatus::Done
+        }),
         holder: holder.map_or(0, |holder| index_of(holder.node)),
         resumes,
         process: holder.map_or(0, |holder| small(holder.process.0)),

@@ -66,8 +66,7 @@ impl Protocol {
         let waited = new.waited[1 - node];
         data.removing &= waited;
         if new.switchover == 0 {
-            data.asked = false;
-            data.strict = false;
+            data.forget_handover();
         }
         if waited {
             data.pending = false;
@@ -96,8 +95,7 @@ impl Protocol {
         data.pending = false;
         data.proposed = NO_GENERATION;
         data.removing = false;
-        data.asked = false;
-        data.strict = false;
+        data.forget_handover();
         data.clean_end = 0;
     }
 
@@ -156,8 +154,7 @@ impl Protocol {
             published.flush_lsn = lsn(data.wal.end());
             published.exposure = Exposure::NONE;
             if data.known > 0 {
-                let durable = published.durable.entry(NODES[1 - node]).or_default();
-                *durable = (*durable).max(lsn(data.known));
+                published.raise_durable(NODES[1 - node], lsn(data.known));
             }
         }
         published.credit = published.flush_lsn + u64::from(CREDIT);
@@ -207,12 +204,12 @@ impl Protocol {
         }
         world.used.restarts += u8::from(failed);
         let handing_over = data.step == Step::HandingOver;
-        data.drop_source();
-        data.server = Server::Down;
+        data.fence();
         data.step = Step::Acquiring;
         // Whoever had begun to hand over does not begin a second time; who had only asked may.
-        data.asked &= !handing_over;
-        data.strict &= !handing_over;
+        if handing_over {
+            data.forget_handover();
+        }
         Some(())
     }
 
@@ -236,8 +233,7 @@ impl Protocol {
             return None;
         }
         let data = &mut world.data[node];
-        data.drop_source();
-        data.server = Server::Down;
+        data.fence();
         data.step = Step::Releasing;
         Some(())
     }

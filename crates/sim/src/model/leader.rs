@@ -78,6 +78,17 @@ impl Protocol {
     pub(super) fn grant(&self, world: &mut World, node: usize) -> Option<()> {
         let cause = self.cause(world, node)?;
         let found = self.choice(world, node)?;
+        self.grant_next(world, node, found, cause)
+    }
+
+    /// Whoever was found, on a timeline of its own.
+    fn grant_next(
+        &self,
+        world: &mut World,
+        node: usize,
+        found: Candidacy,
+        cause: PromoteCause,
+    ) -> Option<()> {
         let timeline = self.book.state(world.voters[node].applied).timeline_high?.next();
         self.propose_grant(world, node, found.node, timeline, cause, Some(found.durable_lsn))
     }
@@ -92,13 +103,10 @@ impl Protocol {
             return None;
         }
         let found = self.choice(world, node)?;
-        let state = self.book.state(world.voters[node].applied);
-        if !state.promotes_on_seal(found.node) {
+        if !self.book.state(world.voters[node].applied).promotes_on_seal(found.node) {
             return None;
         }
-        let timeline = state.timeline_high?.next();
-        let cause = PromoteCause::Sealed;
-        self.propose_grant(world, node, found.node, timeline, cause, Some(found.durable_lsn))
+        self.grant_next(world, node, found, PromoteCause::Sealed)
     }
 
     pub(super) fn grant_back(&self, world: &mut World, node: usize) -> Option<()> {

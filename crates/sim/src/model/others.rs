@@ -144,8 +144,7 @@ impl Protocol {
             return None;
         }
         let data = &mut world.data[node];
-        data.drop_source();
-        data.server = Server::Down;
+        data.fence();
         data.step = Step::Assessing;
         Some(())
     }

@@ -7,7 +7,7 @@ use understudy_core::Command;
 
 use super::book::NODES;
 use super::protocol::Protocol;
-use super::world::{Server, Step, World};
+use super::world::{Step, World};
 
 impl Protocol {
     /// An operator orders that the other data node is to be active.
@@ -41,7 +41,7 @@ impl Protocol {
     pub(super) fn propose_handover(&self, world: &mut World, node: usize) -> Option<()> {
         let facts = self.facts(world, node);
         let data = &world.data[node];
-        let open = self.holds(world, node) && data.step == Step::Serving && data.let_in;
+        let open = self.is_at(world, node, Step::Serving) && data.let_in;
         let ordered = facts.switchover > 0 && !facts.handing && !facts.released;
         let ready = data.attached && data.lease_runs() && facts.eligible[1 - node];
         if !open || world.voters[node].away || !ordered || !ready {
@@ -53,11 +53,15 @@ impl Protocol {
         self.propose(world, Command::Handover { by, operation: u64::from(facts.switchover) })
     }
 
+    fn is_at(&self, world: &World, node: usize, step: Step) -> bool {
+        self.holds(world, node) && world.data[node].step == step
+    }
+
     /// It is accepted, and this process asked for it: no client writes from here on.
     pub(super) fn shut_out(&self, world: &mut World, node: usize) -> Option<()> {
         let facts = self.facts(world, node);
         let data = &world.data[node];
-        let open = self.holds(world, node) && data.step == Step::Serving && data.let_in;
+        let open = self.is_at(world, node, Step::Serving) && data.let_in;
         if !open || !facts.handing || !data.asked || !data.lease_runs() {
             return None;
         }
@@ -72,15 +76,14 @@ impl Protocol {
     pub(super) fn stop_cleanly(&self, world: &mut World, node: usize) -> Option<()> {
         let facts = self.facts(world, node);
         let data = &world.data[node];
-        let hands_over = self.holds(world, node) && data.step == Step::HandingOver;
+        let hands_over = self.is_at(world, node, Step::HandingOver);
         let there = data.known >= data.wal.end();
         if !hands_over || !facts.handing || !there {
             return None;
         }
         let data = &mut world.data[node];
         data.clean_end = data.wal.end();
-        data.drop_source();
-        data.server = Server::Down;
+        data.fence();
         data.step = Step::Releasing;
         Some(())
     }
@@ -88,8 +91,7 @@ impl Protocol {
     /// The candidate is not close enough any more: the gate is as the dial says, and what was asked for
     /// may be granted all the same.
     pub(super) fn ready_again(&self, world: &mut World, node: usize) -> Option<()> {
-        let may = self.holds(world, node) && world.data[node].step == Step::Serving;
-        if !may || !world.data[node].strict {
+        if !self.is_at(world, node, Step::Serving) || !world.data[node].strict {
             return None;
         }
         world.data[node].strict = false;
@@ -98,28 +100,23 @@ impl Protocol {
 
     /// It takes too long while the server is told to stop: it can only be started again.
     pub(super) fn start_again(&self, world: &mut World, node: usize) -> Option<()> {
-        let may = self.holds(world, node) && world.data[node].step == Step::HandingOver;
-        if !may {
+        if !self.is_at(world, node, Step::HandingOver) {
             return None;
         }
         let data = &mut world.data[node];
-        data.drop_source();
-        data.server = Server::Down;
-        data.asked = false;
-        data.strict = false;
+        data.fence();
+        data.forget_handover();
         data.step = Step::Acquiring;
         Some(())
     }
 
     /// It takes too long, or was ended: the same holder lets its clients in again.
     pub(super) fn go_back(&self, world: &mut World, node: usize) -> Option<()> {
-        let may = self.holds(world, node) && world.data[node].step == Step::HandingOver;
-        if !may {
+        if !self.is_at(world, node, Step::HandingOver) {
             return None;
         }
         let data = &mut world.data[node];
-        data.asked = false;
-        data.strict = false;
+        data.forget_handover();
         data.let_in = true;
         data.step = Step::Serving;
         Some(())
@@ -135,8 +132,7 @@ impl Protocol {
             return None;
         }
         let by = self.proof(world, node);
-        world.data[node].asked = false;
-        world.data[node].strict = false;
+        world.data[node].forget_handover();
         let command = Command::Undo {
             by,
             operation: u64::from(facts.switchover),

@@ -276,6 +276,18 @@ impl Data {
         may_look || self.look.upto > 0
     }
 
+    /// Every process of the server is gone.
+    pub(super) fn fence(&mut self) {
+        self.drop_source();
+        self.server = Server::Down;
+    }
+
+    /// What was asked for a switchover is not carried out by this process.
+    pub(super) fn forget_handover(&mut self) {
+        self.asked = false;
+        self.strict = false;
+    }
+
     /// The gate's connection and the receivers' are gone.
     pub(super) fn drop_source(&mut self) {
         self.source = false;
