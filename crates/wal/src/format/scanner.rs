@@ -110,7 +110,8 @@ struct Partial {
 pub trait RecordSink {
     /// A record begins at `start_lsn`; what was told of one that was not completed is void.
     fn begin(&mut self, start_lsn: Lsn);
-    /// Its next bytes, from the header on and without page headers; not to be believed yet.
+    /// Its next bytes, from the header on and without page headers, in pieces of any size, maybe all at
+    /// once; not to be believed yet.
     fn bytes(&mut self, bytes: &[u8]);
     /// It is complete and its checksum is right; it ends before `end_lsn`, aligned.
     fn complete(&mut self, end_lsn: Lsn);
@@ -237,6 +238,10 @@ impl Scanner {
         match &mut self.phase {
             Phase::Switched { .. } => unreachable!("handled above"),
             Phase::Between => {
+                let used = self.whole_records(bytes, sink);
+                if used > 0 {
+                    return Ok(used);
+                }
                 self.phase = Phase::Record(Partial {
                     start_lsn: self.position,
                     header: [0; RECORD_HEADER_BYTES],
@@ -262,6 +267,39 @@ impl Scanner {
                 Ok(bytes.len().min(wanted as usize))
             }
         }
+    }
+
+    /// Reads records that lie in `bytes` with their alignment, none of them remarkable; returns bytes used.
+    ///
+    /// Most records are such, and half of a scan's time went into keeping the state between the steps of
+    /// each. Whatever is not plain is left to the steps, which know why it is wrong.
+    fn whole_records(&mut self, bytes: &[u8], sink: &mut impl RecordSink) -> usize {
+        let mut used = 0;
+        while let Some((header, data)) = bytes[used..].split_first_chunk::<RECORD_HEADER_BYTES>() {
+            let parsed = RecordHeader::parse(header);
+            let record_bytes = parsed.total_bytes as usize;
+            let Some(data_bytes) = record_bytes.checked_sub(RECORD_HEADER_BYTES) else { break };
+            if record_bytes > bytes.len() - used {
+                break;
+            }
+            let aligned_bytes = record_bytes.next_multiple_of(ALIGNMENT as usize);
+            let start_lsn = self.position + used as u64;
+            let chained = is_chained(parsed.previous_lsn, self.last_record_lsn, start_lsn);
+            if !chained || aligned_bytes > bytes.len() - used || parsed.is_segment_switch() {
+                break;
+            }
+            let computed = finish_checksum(crc32c::crc32c(&data[..data_bytes]), header);
+            if computed != parsed.checksum {
+                break;
+            }
+            sink.begin(start_lsn);
+            sink.bytes(&bytes[used..used + record_bytes]);
+            used += aligned_bytes;
+            self.end_lsn = self.position + used as u64;
+            self.last_record_lsn = Some(start_lsn);
+            sink.complete(self.end_lsn);
+        }
+        used
     }
 
     fn step_page_header(
@@ -355,6 +393,11 @@ impl Scanner {
     }
 }
 
+/// Whether the record at `at` names the right predecessor; without a known one any earlier will do.
+fn is_chained(found: Lsn, expected: Option<Lsn>, at: Lsn) -> bool {
+    expected.map_or(found < at, |expected| found == expected)
+}
+
 impl Partial {
     fn is_complete(&self) -> bool {
         self.total_bytes > 0 && self.seen_bytes == self.total_bytes
@@ -392,8 +435,7 @@ impl Partial {
         }
         if seen < RECORD_HEADER_BYTES && self.seen_bytes as usize == RECORD_HEADER_BYTES {
             let found = RecordHeader::parse(&self.header).previous_lsn;
-            let chained = previous_lsn.map_or(found < at, |expected| found == expected);
-            if !chained {
+            if !is_chained(found, previous_lsn, at) {
                 return Err(Stop::Previous { at, found, expected: previous_lsn });
             }
         }

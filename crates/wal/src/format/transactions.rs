@@ -145,14 +145,18 @@ impl RecordSink for Telling<'_> {
 }
 
 impl Collector {
+    /// The header says how much of the record is wanted; it may come with what follows it, or in pieces.
     fn keep(&mut self, bytes: &[u8]) {
         self.total_bytes += bytes.len();
+        let missing = RECORD_HEADER_BYTES.saturating_sub(self.record.len());
+        let (of_header, rest) = bytes.split_at(missing.min(bytes.len()));
+        self.record.extend_from_slice(of_header);
         let header = self.record.first_chunk::<RECORD_HEADER_BYTES>().map(RecordHeader::parse);
         let of_transaction = header.is_some_and(|h| h.resource_manager == TRANSACTION_MANAGER);
         let headers = RECORD_HEADER_BYTES + HEADERS_BYTES_MAX;
         let wanted = if of_transaction { TRANSACTION_BYTES_MAX } else { headers };
         let room = wanted.saturating_sub(self.record.len());
-        self.record.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.record.extend_from_slice(&rest[..rest.len().min(room)]);
     }
 
     fn complete(&mut self, end_lsn: Lsn) -> Option<EndedTransaction> {

@@ -21,7 +21,7 @@ pub use frame::{Frame, MESSAGE_BYTES_MAX, take_frame};
 pub use frontend::FrontendMessage;
 pub use replication::{
     HotStandbyFeedback, PgTimestamp, StandbyMessage, StandbyStatus, WAL_DATA_HEADER_BYTES,
-    WalSenderMessage, encode_standby_status, encode_wal_data,
+    WalSenderMessage, encode_standby_status, encode_wal_data, wal_data_room,
 };
 pub use startup::{
     STARTUP_BYTES_MAX, Startup, StartupRequest, encode_startup, startup_length, take_startup,

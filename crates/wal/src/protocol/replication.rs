@@ -106,13 +106,27 @@ pub fn encode_wal_data(
     data: &[u8],
     out: &mut BytesMut,
 ) {
+    wal_data_room(start_lsn, server_end_lsn, sent_at, data.len(), out).copy_from_slice(data);
+}
+
+/// As `encode_wal_data`, for data that is not in memory yet: returns the room for it, zeroed, which the
+/// caller fills before anything goes out.
+pub fn wal_data_room(
+    start_lsn: Lsn,
+    server_end_lsn: Lsn,
+    sent_at: PgTimestamp,
+    data_bytes: usize,
+    out: &mut BytesMut,
+) -> &mut [u8] {
     put_frame(out, b'd', |out| {
         out.put_u8(b'w');
         out.put_u64(start_lsn.0);
         out.put_u64(server_end_lsn.0);
         out.put_i64(sent_at.0);
-        out.put_slice(data);
+        out.put_bytes(0, data_bytes);
     });
+    let begins_at = out.len() - data_bytes;
+    &mut out[begins_at..]
 }
 
 /// A standby's positions: the end of what was written, flushed and replayed, `Lsn::ZERO` if nothing.

@@ -140,6 +140,28 @@ fn build(lengths: &[usize]) -> Builder {
     builder
 }
 
+/// What a sink was told of complete records: where each lies, and its bytes.
+#[derive(Default)]
+struct Heard {
+    begun: Option<(Lsn, Vec<u8>)>,
+    complete: Vec<(Lsn, Lsn, Vec<u8>)>,
+}
+
+impl RecordSink for Heard {
+    fn begin(&mut self, start_lsn: Lsn) {
+        self.begun = Some((start_lsn, Vec::new()));
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.begun.as_mut().unwrap().1.extend_from_slice(bytes);
+    }
+
+    fn complete(&mut self, end_lsn: Lsn) {
+        let (start_lsn, bytes) = self.begun.take().unwrap();
+        self.complete.push((start_lsn, end_lsn, bytes));
+    }
+}
+
 fn end_of(records: &[(Lsn, Lsn)], cut: Lsn, begin: Lsn) -> (Lsn, Option<Lsn>) {
     let complete = records.iter().rfind(|(_, end)| *end <= cut);
     complete.map_or((begin, None), |(start, end)| (*end, Some(*start)))
@@ -182,6 +204,34 @@ proptest! {
         prop_assert!(scanner.push(&built.bytes).is_err());
         prop_assert!(scanner.end_lsn() <= touched);
         prop_assert!(scanner.stop().is_some());
+    }
+
+    #[test]
+    fn at_once_and_byte_by_byte_are_told_the_same_and_stop_at_the_same(
+        lengths in prop::collection::vec(0usize..400, 1..120),
+        switched in any::<bool>(),
+        flipped in prop::option::of((0.0f64..1.0, 0u32..8)),
+    ) {
+        let mut built = Builder::new();
+        lengths.iter().for_each(|length| built.record(&vec![*length as u8; *length]));
+        if let Some((place, bit)) = flipped {
+            let at = (built.bytes.len() as f64 * place) as usize;
+            built.bytes[at] ^= 1 << bit;
+        }
+        if switched {
+            built.switch();
+        }
+        let scan = |chunk: usize| {
+            let mut scanner = Scanner::new(options(), built.begin, None);
+            let mut heard = Heard::default();
+            let ended = built.bytes.chunks(chunk).try_for_each(|piece| {
+                scanner.push_to(piece, &mut heard)
+            });
+            // Where it stands after an error depends on the step that it was in.
+            let position = ended.is_ok().then(|| scanner.position());
+            (ended, position, scanner.end_lsn(), scanner.last_record_lsn(), heard.complete)
+        };
+        prop_assert_eq!(scan(built.bytes.len()), scan(1));
     }
 
     #[test]

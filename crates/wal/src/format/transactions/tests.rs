@@ -99,6 +99,25 @@ fn the_parts_of_a_commit_are_found_behind_one_another_in_each_version() {
     }
 }
 
+/// A record that lies whole in a page is told in one piece, header and all.
+#[test]
+fn a_commit_with_many_subtransactions_is_read_whole_in_one_piece_and_in_many() {
+    let mut data = 7i64.to_le_bytes().to_vec();
+    data.extend(words(&[1 << 1, 600]));
+    data.extend(words(&(1000..1600).collect::<Vec<_>>()));
+    let mut built = Builder::new();
+    built.record_of(1, COMMIT_WITH_INFO, &main_data(&data), false, 0);
+    for chunk in [1, 100, built.bytes.len()] {
+        let mut reader = TransactionReader::new(options(), WalVersion::V15To17, built.begin);
+        let mut ended = Vec::new();
+        for piece in built.bytes.chunks(chunk) {
+            reader.push(piece, &mut |one| ended.push(one)).unwrap();
+        }
+        let counts = ended.iter().map(|one| one.subtransaction_count).collect::<Vec<_>>();
+        assert_eq!((counts.as_slice(), reader.unreadable_count()), (&[600][..], 0), "{chunk}");
+    }
+}
+
 #[test]
 fn a_transaction_that_is_rolled_back_is_not_told_and_a_cut_commit_is() {
     let mut built = Builder::new();
