@@ -101,6 +101,7 @@ pub fn run(config_path: &Path) -> Result<(), RunError> {
     for warning in &config.warnings {
         tracing::warn!(warning, "configuration");
     }
+    understudy_shipping::memory::keep_freed_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .thread_name("understudy-main")
@@ -458,17 +459,8 @@ fn start_relay(
         config.name.to_string(),
     );
     let relay = Relay::bind(options, journal.clone()).map_err(part("open the walsender socket"))?;
-    let mut changes = relay.positions();
-    let progress = watch::Sender::new(StandbyProgress::default());
-    let standby = progress.subscribe();
+    let standby = StandbyProgress::of_relay(relay.positions());
     tokio::spawn(relay.run(shutdown.clone()));
-    tokio::spawn(async move {
-        while changes.changed().await.is_ok() {
-            let now = changes.borrow_and_update().unwrap_or_default();
-            let standby = StandbyProgress { replay_lsn: now.replay_lsn, feedback: now.feedback };
-            progress.send_replace(standby);
-        }
-    });
     Ok(standby)
 }
 

@@ -5,6 +5,7 @@
 //! Nothing here decides who is active: it acts under a permit or an admission that says so.
 
 pub mod journal;
+pub mod memory;
 pub mod permit_cell;
 pub mod receiver;
 pub mod relay;

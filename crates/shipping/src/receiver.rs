@@ -26,6 +26,7 @@ use understudy_types::{
 use understudy_wal::protocol::HotStandbyFeedback;
 
 use crate::journal::{AppendError, Journal, JournalError, JournalPositions};
+use crate::relay::RelayPositions;
 use crate::source::PROTOCOL_VERSION;
 
 /// Between attempts to reach the holder.
@@ -62,6 +63,25 @@ pub struct StandbyProgress {
     pub replay_lsn: Option<Lsn>,
     /// Its hot-standby feedback, if it gives any.
     pub feedback: Option<HotStandbyFeedback>,
+}
+
+impl StandbyProgress {
+    /// Follows what the local standby reports to the relay, as long as that runs. Needs a tokio runtime
+    /// around it.
+    pub fn of_relay(
+        mut reported: watch::Receiver<Option<RelayPositions>>,
+    ) -> watch::Receiver<StandbyProgress> {
+        let progress = watch::Sender::new(StandbyProgress::default());
+        let followed = progress.subscribe();
+        tokio::spawn(async move {
+            while reported.changed().await.is_ok() {
+                let now = reported.borrow_and_update().unwrap_or_default();
+                let (replay_lsn, feedback) = (now.replay_lsn, now.feedback);
+                progress.send_replace(StandbyProgress { replay_lsn, feedback });
+            }
+        });
+        followed
+    }
 }
 
 /// What a receiver needs to know.

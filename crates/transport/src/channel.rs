@@ -39,6 +39,8 @@ pub struct ChannelOptions {
     pub stream_window_bytes: u32,
     /// Flow control window of the connection, in bytes.
     pub connection_window_bytes: u32,
+    /// The longest HTTP/2 frame that the peer may send, in bytes; 16 KiB at least.
+    pub frame_bytes_max: u32,
     /// How long the kernel keeps unacknowledged data before it gives up (`TCP_USER_TIMEOUT`).
     pub tcp_user_timeout: Duration,
 }
@@ -53,6 +55,7 @@ impl ChannelOptions {
             keepalive_timeout: Duration::from_secs(1),
             stream_window_bytes: 1 << 20,
             connection_window_bytes: 2 << 20,
+            frame_bytes_max: 16 << 10,
             tcp_user_timeout: Duration::from_secs(2),
         }
     }
@@ -65,6 +68,8 @@ impl ChannelOptions {
             keepalive_timeout: Duration::from_secs(3),
             stream_window_bytes: 16 << 20,
             connection_window_bytes: 32 << 20,
+            // Each frame wakes whoever reads: a walsender's whole message, 128 KiB of WAL, at a time.
+            frame_bytes_max: 256 << 10,
             tcp_user_timeout: Duration::from_secs(5),
         }
     }
@@ -77,6 +82,7 @@ impl ChannelOptions {
             keepalive_timeout: Duration::from_secs(5),
             stream_window_bytes: 1 << 20,
             connection_window_bytes: 2 << 20,
+            frame_bytes_max: 16 << 10,
             tcp_user_timeout: Duration::from_secs(10),
         }
     }
@@ -160,7 +166,8 @@ fn prepare(
         .keep_alive_timeout(options.keepalive_timeout)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(options.stream_window_bytes)
-        .initial_connection_window_size(options.connection_window_bytes);
+        .initial_connection_window_size(options.connection_window_bytes)
+        .max_frame_size(options.frame_bytes_max);
     Ok((endpoint, connector))
 }
 

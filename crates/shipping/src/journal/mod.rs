@@ -37,6 +37,7 @@ use understudy_types::{
 
 pub use error::{AppendError, JournalError};
 pub use fetch::{GetOutcome, ScanResult, ScanStop, get, scan_pg_wal};
+pub(crate) use reader::Ahead;
 pub use reader::{JournalReader, ReadOutcome};
 
 use files::History;

@@ -34,6 +34,25 @@ pub enum ReadOutcome {
     },
 }
 
+/// What lies ahead of a reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// So many bytes from the reader's position on.
+    Data {
+        /// How many.
+        bytes: usize,
+    },
+    /// Everything durable was read; wait until `Journal::positions` changes.
+    AtDurableEnd,
+    /// This timeline was left here; what follows is on another one.
+    TimelineEnd {
+        /// The first position that is not on it any more.
+        switch_lsn: Lsn,
+        /// The timeline that begins there.
+        next: Timeline,
+    },
+}
+
 /// Reads one timeline, from a position on, in order.
 #[derive(Debug)]
 pub struct JournalReader {
@@ -85,23 +104,47 @@ impl JournalReader {
     /// # Errors
     /// When the bytes are not held (any more), or cannot be read.
     pub fn read(&mut self, bytes_max: usize) -> Result<ReadOutcome, JournalError> {
+        Ok(match self.ahead(bytes_max)? {
+            Ahead::AtDurableEnd => ReadOutcome::AtDurableEnd,
+            Ahead::TimelineEnd { switch_lsn, next } => {
+                ReadOutcome::TimelineEnd { switch_lsn, next }
+            }
+            Ahead::Data { bytes } => {
+                let (lsn, mut data) = (self.position, BytesMut::zeroed(bytes));
+                self.read_into(&mut data)?;
+                ReadOutcome::Data { lsn, bytes: data.freeze() }
+            }
+        })
+    }
+
+    /// What `read_into` can read next: up to `bytes_max` bytes, at most to the end of a segment.
+    ///
+    /// # Errors
+    /// When the timeline is not held (any more).
+    pub(crate) fn ahead(&self, bytes_max: usize) -> Result<Ahead, JournalError> {
         let (end_lsn, next) = self.limit()?;
         if self.position >= end_lsn {
             return Ok(match next {
-                None => ReadOutcome::AtDurableEnd,
-                Some(next) => ReadOutcome::TimelineEnd { switch_lsn: end_lsn, next },
+                None => Ahead::AtDurableEnd,
+                Some(next) => Ahead::TimelineEnd { switch_lsn: end_lsn, next },
             });
         }
+        let segment_end = Lsn((self.position.0 / self.size.bytes() + 1) * self.size.bytes());
+        let left = end_lsn.min(segment_end).bytes_since(self.position);
+        Ok(Ahead::Data { bytes: bytes_max.min(left as usize) })
+    }
+
+    /// Fills `buffer`, which is no longer than `ahead` has said.
+    ///
+    /// # Errors
+    /// When the bytes are not held (any more), or cannot be read; the position is as before.
+    pub(crate) fn read_into(&mut self, buffer: &mut [u8]) -> Result<(), JournalError> {
         let (lsn, number) = (self.position, self.position.0 / self.size.bytes());
-        let start = Lsn(number * self.size.bytes());
-        let end = end_lsn.min(start + self.size.bytes());
-        let wanted = bytes_max.min(end.bytes_since(lsn) as usize);
+        let offset = lsn.0 % self.size.bytes();
         let (file, path) = self.file(number)?;
-        let mut bytes = BytesMut::zeroed(wanted);
-        file.read_exact_at(&mut bytes, lsn.bytes_since(start))
-            .map_err(JournalError::io("read", path))?;
-        self.position = lsn + wanted as u64;
-        Ok(ReadOutcome::Data { lsn, bytes: bytes.freeze() })
+        file.read_exact_at(buffer, offset).map_err(JournalError::io("read", path))?;
+        self.position = lsn + buffer.len() as u64;
+        Ok(())
     }
 
     /// How far this timeline may be read, and the timeline that follows if it was left there.

@@ -5,12 +5,11 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, MissedTickBehavior};
 use understudy_types::{Lsn, Timeline};
 use understudy_wal::protocol::{
-    BackendMessage, FrontendMessage, StandbyMessage, StandbyStatus, WalSenderMessage,
-    encode_wal_data,
+    BackendMessage, FrontendMessage, StandbyMessage, StandbyStatus, WalSenderMessage, wal_data_room,
 };
 
 use super::session::{Session, SessionEnd, fatal, shutting_down};
-use crate::journal::{JournalReader, ReadOutcome};
+use crate::journal::{Ahead, JournalError, JournalReader};
 use crate::replication::pg_now;
 
 /// WAL in one message at most, as PostgreSQL's walsender (`MAX_SEND_SIZE`).
@@ -108,22 +107,28 @@ impl Session<'_> {
         reader: &mut JournalReader,
         durable_lsn: Lsn,
     ) -> Result<(bool, Option<StreamEnd>), SessionEnd> {
-        match reader.read(SEND_BYTES_MAX) {
-            Ok(ReadOutcome::Data { lsn, bytes }) => {
-                let end_lsn = durable_lsn.max(lsn + bytes.len() as u64);
-                encode_wal_data(lsn, end_lsn, pg_now(), &bytes, &mut self.out);
+        let failed = |error: JournalError, lsn: Lsn| {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, %lsn, "relay cannot read its journal");
+            fatal("58P01", format!("the journal cannot be read at {lsn}"))
+        };
+        let lsn = reader.position();
+        match reader.ahead(SEND_BYTES_MAX).map_err(|error| failed(error, lsn))? {
+            Ahead::Data { bytes } => {
+                let (before, end_lsn) = (self.out.len(), durable_lsn.max(lsn + bytes as u64));
+                // Into the message itself: WAL is copied often enough on its way.
+                let room = wal_data_room(lsn, end_lsn, pg_now(), bytes, &mut self.out);
+                if let Err(error) = reader.read_into(room) {
+                    // What goes out next is the error, not half a message.
+                    self.out.truncate(before);
+                    return Err(failed(error, lsn));
+                }
                 Ok((false, None))
             }
-            Ok(ReadOutcome::AtDurableEnd) => Ok((true, None)),
-            Ok(ReadOutcome::TimelineEnd { switch_lsn, next }) => {
+            Ahead::AtDurableEnd => Ok((true, None)),
+            Ahead::TimelineEnd { switch_lsn, next } => {
                 self.put(BackendMessage::CopyDone);
                 Ok((false, Some(StreamEnd::Timeline { next, switch_lsn })))
-            }
-            Err(error) => {
-                let lsn = reader.position();
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, %lsn, "relay cannot read its journal");
-                Err(fatal("58P01", format!("the journal cannot be read at {lsn}")))
             }
         }
     }
