@@ -62,6 +62,12 @@ const TABLE: &[Row] = &[
     },
     // Drives the built binary as an operator would; the client and the judgements are the demo's.
     Row { name: "chaos", ours: &["checks", "workload"], theirs: None },
+    // Measures the parts as the daemon puts them together, each side as a process of its own.
+    Row {
+        name: "bench",
+        ours: &["types", "proto", "transport", "shipping", "postgres"],
+        theirs: None,
+    },
     // Checks of the protocol, for developers; nothing depends on it and the daemon never has it.
     Row { name: "sim", ours: &["types", "core", "trace", "wal", "checks"], theirs: None },
     Row { name: "xtask", ours: &[], theirs: None },

@@ -3,6 +3,7 @@
 //! It runs cargo and PostgreSQL's installation for whoever has just cloned the repository. It knows
 //! nothing of Understudy's inside: no crate of ours is among its dependencies.
 
+mod bench;
 mod chaos;
 mod deps;
 mod house;
@@ -62,6 +63,12 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Measure Understudy beside PostgreSQL itself, for instance `wal --only commits --rounds 3`.
+    Bench {
+        /// Arguments of the benchmarks; `--help` names them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Build program and chaos rig, and play faults against a real cluster (needs root).
     Chaos {
         /// Arguments of the rig, for instance `--list`, or `--row F-19 --mode zero --output json`.
@@ -78,6 +85,7 @@ fn main() -> ExitCode {
         Verb::Test { no_verify, runner_args } => runs::test(no_verify, &runner_args),
         Verb::Sim { args } => sim::sim(&args),
         Verb::Demo { args } => runs::demo(&args),
+        Verb::Bench { args } => bench::bench(&args),
         Verb::Chaos { args } => chaos::chaos(&args),
         Verb::Model { args } => model::run(&args),
     };
