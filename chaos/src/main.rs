@@ -50,6 +50,9 @@ struct Cli {
     /// The dial to play under; a series without it goes back and forth between both.
     #[arg(long)]
     mode: Option<Mode>,
+    /// Tell how long writes were out, but fail no row by it: for machines that have other work too.
+    #[arg(long, conflicts_with_all = ["isolations", "freezes", "outages", "soak"])]
+    untimed: bool,
     /// Play every row so many times.
     #[arg(long, default_value_t = 1, value_name = "N")]
     times: u32,

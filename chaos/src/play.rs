@@ -43,6 +43,8 @@ pub(crate) struct Pace {
     pub(crate) connect_timeout: Duration,
     /// For rows such as the soak.
     pub(crate) duration: Duration,
+    /// A write outage beyond the row's limit is a failure.
+    pub(crate) timed: bool,
 }
 
 impl Pace {
@@ -52,6 +54,7 @@ impl Pace {
         statement_timeout: Duration::from_secs(2),
         connect_timeout: Duration::from_millis(750),
         duration: Duration::ZERO,
+        timed: true,
     };
 
     /// Clients that know how far away their server is: they wait so long for each answer.
@@ -181,7 +184,7 @@ fn act(row: &Row, lab: &Lab, runtime: &Runtime, pace: Pace, account: &mut Accoun
     };
     let seen = observer.end();
     let recorded = runtime.block_on(workload.stop());
-    judge_outages(&recorded, outage_max, account);
+    judge_outages(&recorded, outage_max.filter(|_| pace.timed), account);
     let successions = judge_tenures(lab, first_epoch, &recorded, &seen, &clocks, account);
     let rows = judge_content(lab, runtime, &recorded, &successions, account)?;
     judge_receipts(lab, &clocks, &recorded, &rows, account)

@@ -67,10 +67,11 @@ pub(crate) fn run(cli: &Cli, arena: &Arena) -> Result<ExitCode> {
 
 fn play_rows(cli: &Cli, clusters: &mut Clusters, runtime: &Runtime) -> Result<bool> {
     let mode = cli.mode.unwrap_or(Mode::Zero);
+    let pace = Pace { timed: !cli.untimed, ..Pace::ROWS };
     let mut results = Vec::new();
     for _ in 0..cli.times {
         for row in rows(cli) {
-            let played = clusters.play(row, mode.into(), Pace::ROWS, runtime);
+            let played = clusters.play(row, mode.into(), pace, runtime);
             report::result(cli.output, &played)?;
             if let Some(file) = &cli.record {
                 append(file, &played)?;

@@ -18,6 +18,8 @@ use crate::lab::{Lab, Mode, other};
 const PROOF_TIMEOUT: Duration = Duration::from_secs(15);
 /// The workload counts as acknowledged when its last acknowledgement is not older.
 const FRESH: Duration = Duration::from_millis(600);
+/// For that before a fault is begun.
+const FRESH_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(10);
 /// For anybody to be back.
 pub(crate) const RETURN_TIMEOUT: Duration = Duration::from_secs(180);
@@ -101,14 +103,19 @@ impl<'a> Stage<'a> {
         &mut self,
         begin: impl FnOnce(&'a Lab) -> Result<F>,
     ) -> Result<Begun> {
-        let stats = self.stats.borrow().clone();
-        let since = self.workload.now().saturating_sub(stats.at);
-        let quiet = stats.last_acknowledged_ago.map(|ago| ago + since);
-        ensure!(
-            quiet.is_some_and(|quiet| quiet < FRESH),
-            "the workload was not being acknowledged before the fault: last {quiet:?} ago"
-        );
+        // A busy machine may hold the last one up; a fault that began then would have tested nothing.
+        let fresh = || self.last_acknowledged_ago().is_some_and(|quiet| quiet < FRESH);
+        if self.lab.until("the workload to be acknowledged", FRESH_TIMEOUT, fresh).is_err() {
+            let quiet = self.last_acknowledged_ago();
+            bail!("the workload was not being acknowledged before the fault: last {quiet:?} ago");
+        }
         self.add(begin)
+    }
+
+    fn last_acknowledged_ago(&self) -> Option<Duration> {
+        let stats = self.stats.borrow();
+        let since = self.workload.now().saturating_sub(stats.at);
+        stats.last_acknowledged_ago.map(|ago| ago + since)
     }
 
     /// Begins a further fault, under which acknowledgements may have ceased already.
