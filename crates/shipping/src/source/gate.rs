@@ -1,25 +1,21 @@
 //! The gate's own connection: this node as PostgreSQL's synchronous standby.
 //!
-//! It learns how far WAL is flushed and reports back how far commits may be acknowledged, as
-//! `wal::gate` judges under the permit in the cell. It runs on a thread of its own, so that neither bulk
-//! transfer nor the core can stand before it. The connection has no slot (releasing commits must not
-//! move what is retained) and asks for nothing but the newest WAL. Nothing above what was reported
-//! before is ever sent outside `PermitCell::with_open`.
+//! It learns how far WAL is flushed, has every piece of news judged (`release`), and publishes where
+//! everything stands. It runs on a thread of its own, so that neither bulk transfer nor the core can
+//! stand before it. The connection has no slot (releasing commits must not move what is retained) and
+//! asks for nothing but the newest WAL.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
-use understudy_types::{Lsn, ReceiverPosition, SourcePositions};
-use understudy_wal::exposure::ExposureTracker;
-use understudy_wal::gate::{
-    GatePositions, GateReason, known_surviving_lsn, release, surviving_lsn,
-};
+use understudy_types::{Lsn, SourcePositions};
+use understudy_wal::gate::{known_surviving_lsn, surviving_lsn};
 
-use super::state::{Progress, Shared};
+use super::release::Why;
+use super::state::Shared;
 use crate::replication::{
-    ReplicationClient, ReplicationError, ReplicationEvent, Started, StatusSender, TrySend,
-    WalStream,
+    ReplicationClient, ReplicationError, ReplicationEvent, Started, StatusSender, WalStream,
 };
 
 /// Positions are published, and the last report is repeated, this often.
@@ -31,12 +27,9 @@ const TICK: Duration = Duration::from_millis(50);
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(200);
 
-/// After a full socket.
-const RETRY: Duration = Duration::from_millis(1);
-
 /// Why the gate has no connection (any more).
 #[derive(Debug, thiserror::Error)]
-enum GateError {
+pub(super) enum GateError {
     #[error("hold the gate's connection")]
     Replication(#[from] ReplicationError),
     #[error("verify the gate's server: it has {found}, expected {expected}")]
@@ -91,39 +84,15 @@ impl Hearing {
     }
 }
 
-/// What one evaluation wrote.
-enum Wrote {
-    Nothing,
-    Sent,
-    Retry,
-    Failed(GateError),
-}
-
 pub(super) struct Gate {
     shared: Arc<Shared>,
-    exposure: ExposureTracker,
-    flush_lsn: Lsn,
-    apply_lsn: Lsn,
-    look_again: Option<Instant>,
     published: Option<Instant>,
-    reason: Option<GateReason>,
-    release_delay: Duration,
     hearing: Hearing,
 }
 
 impl Gate {
     pub(super) fn new(shared: Arc<Shared>) -> Gate {
-        Gate {
-            exposure: ExposureTracker::new(shared.options.assumed_since),
-            flush_lsn: Lsn::ZERO,
-            apply_lsn: Lsn::ZERO,
-            look_again: None,
-            published: None,
-            reason: None,
-            release_delay: Duration::ZERO,
-            hearing: Hearing::default(),
-            shared,
-        }
+        Gate { shared, published: None, hearing: Hearing::default() }
     }
 
     /// Runs until the source stops.
@@ -136,13 +105,16 @@ impl Gate {
                 opened = self.connect() => opened,
             };
             let error = match opened {
-                Ok((mut stream, sender)) => {
+                Ok((mut stream, sender, flush_lsn)) => {
                     backoff = BACKOFF_MIN;
                     let pid = stream.backend_pid();
-                    tracing::info!(pid, flush_lsn = %self.flush_lsn, "gate connected");
+                    tracing::info!(pid, %flush_lsn, "gate connected");
                     self.shared.set_gate_backend_pid(Some(pid));
-                    let ended = self.serve(&mut stream, &sender).await;
-                    drop((stream, sender));
+                    self.shared.gate_connected(sender, flush_lsn);
+                    let ended = self.serve(&mut stream).await;
+                    // Whoever brings news finds nothing to write to from here on.
+                    self.shared.gate_disconnected();
+                    drop(stream);
                     self.shared.set_gate_backend_pid(None);
                     match ended {
                         Ok(()) => break,
@@ -177,7 +149,7 @@ impl Gate {
         self.publish();
     }
 
-    async fn connect(&mut self) -> Result<(WalStream, StatusSender), GateError> {
+    async fn connect(&self) -> Result<(WalStream, StatusSender, Lsn), GateError> {
         let options = &self.shared.options;
         let connect = options.connect_options(&options.gate_name);
         let mut client = ReplicationClient::connect(&connect).await?;
@@ -190,9 +162,8 @@ impl Gate {
                 expected: say(expected),
             });
         }
-        self.flush_lsn = server.flush_lsn;
         match client.start_replication(None, server.flush_lsn, server.timeline).await? {
-            Started::Streaming(stream, sender) => Ok((stream, sender)),
+            Started::Streaming(stream, sender) => Ok((stream, sender, server.flush_lsn)),
             Started::TimelineEnded { next, .. } => Err(GateError::WrongServer {
                 found: format!("timeline {} as the next", next.0),
                 expected: format!("timeline {} as the newest", expected.1),
@@ -200,25 +171,21 @@ impl Gate {
         }
     }
 
-    /// Evaluates the gate at every edge; ends well only when the gate is dropped.
-    async fn serve(
-        &mut self,
-        stream: &mut WalStream,
-        sender: &StatusSender,
-    ) -> Result<(), GateError> {
+    /// Has the gate judged at every edge; ends well only when the gate is dropped.
+    async fn serve(&mut self, stream: &mut WalStream) -> Result<(), GateError> {
         let shared = Arc::clone(&self.shared);
         let permit_changed = shared.cell.changed();
         self.hearing = Hearing::default();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let look_again = self.look_again.unwrap_or_else(|| Instant::now() + TICK * 2);
-            let mut repeat = false;
+            let look_again = shared.look_again().unwrap_or_else(|| Instant::now() + TICK * 2);
+            let mut why = Why::News;
             tokio::select! {
                 () = shared.gate_dropped.cancelled() => return Ok(()),
                 event = stream.recv() => {
                     self.hearing.heard();
-                    repeat = self.learn(event?)?;
+                    why = self.learn(event?)?;
                 }
                 () = shared.wake_gate.notified() => {}
                 () = permit_changed.notified() => {}
@@ -226,33 +193,32 @@ impl Gate {
                 _ = tick.tick() => {
                     self.hearing.tick(Instant::now());
                     shared.set_gate_silent_for(self.hearing.overdue());
-                    repeat = true;
+                    why = self.repeat();
                 }
             }
             if shared.gate_dropped.is_cancelled() {
                 return Ok(());
             }
-            match self.evaluate(sender, repeat) {
-                Wrote::Nothing | Wrote::Sent => {}
-                Wrote::Retry => self.look_again = Some(Instant::now() + RETRY),
-                Wrote::Failed(error) => return Err(error),
+            shared.judge(why);
+            if let Some(error) = shared.take_gate_failure() {
+                return Err(error);
             }
             self.publish();
         }
     }
 
     /// Takes an event; says whether the server wants an answer whatever happens.
-    fn learn(&mut self, event: ReplicationEvent) -> Result<bool, GateError> {
+    fn learn(&mut self, event: ReplicationEvent) -> Result<Why, GateError> {
         match event {
             ReplicationEvent::WalData { start_lsn, server_end_lsn, data } => {
                 // The walsender sends only what is flushed, so the end of the bytes is a flush position.
                 let end_lsn = Lsn(start_lsn.0 + data.len() as u64).max(server_end_lsn);
-                self.flush_lsn = self.flush_lsn.max(end_lsn);
-                Ok(false)
+                self.shared.flushed(end_lsn);
+                Ok(Why::News)
             }
             ReplicationEvent::Keepalive { server_end_lsn, reply_requested } => {
-                self.flush_lsn = self.flush_lsn.max(server_end_lsn);
-                Ok(reply_requested)
+                self.shared.flushed(server_end_lsn);
+                Ok(if reply_requested { self.repeat() } else { Why::News })
             }
             ReplicationEvent::TimelineEnd { .. } => Err(GateError::WrongServer {
                 found: "the end of its timeline".to_owned(),
@@ -261,76 +227,20 @@ impl Gate {
         }
     }
 
-    /// Judges and writes, in one step under the permit; repeats the last report if asked to.
-    fn evaluate(&mut self, sender: &StatusSender, repeat: bool) -> Wrote {
-        let ask = repeat && self.hearing.wants_answer();
+    fn repeat(&mut self) -> Why {
+        let ask = self.hearing.wants_answer();
         if ask {
             // Asked or not able to (a full socket): an answer is owed either way.
             self.hearing.asked();
         }
-        let shared = Arc::clone(&self.shared);
-        let identity = &shared.options.identity;
-        let receivers = shared.receivers();
-        let applied = applied_lsn(&receivers);
-        let judged =
-            shared.cell.with_open(identity.epoch, shared.clock.as_ref(), |now, permit, last| {
-                if permit.promotion != identity.promotion {
-                    return (None, None);
-                }
-                let positions = GatePositions {
-                    flush_lsn: self.flush_lsn,
-                    last_report: last,
-                    receivers: &receivers,
-                };
-                let release = release(now, permit, &positions, &self.exposure);
-                let apply_lsn = release.upto.min(applied);
-                if release.upto == last && apply_lsn <= self.apply_lsn && !repeat {
-                    return (None, Some((release, now, Wrote::Nothing)));
-                }
-                let wrote = write(sender, release.upto, apply_lsn, ask);
-                let released = matches!(wrote, Wrote::Sent).then_some(release.upto);
-                if released.is_some() {
-                    self.apply_lsn = apply_lsn;
-                    self.exposure.released(release.upto, now);
-                }
-                (released, Some((release, now, wrote)))
-            });
-        let Some((release, now, wrote)) = judged.flatten() else {
-            self.look_again = None;
-            self.reason = None;
-            self.release_delay = Duration::ZERO;
-            // Shut: nothing above the last report, which may be repeated.
-            return if repeat { self.repeat_last(sender, ask) } else { Wrote::Nothing };
-        };
-        if self.reason != Some(release.reason) {
-            let (upto_lsn, reason) = (release.upto, release.reason);
-            tracing::debug!(%upto_lsn, ?reason, "gate judged anew");
-            self.reason = Some(release.reason);
-        }
-        self.release_delay = release.delay;
-        // A deadline far away would overflow tokio's clock; the tick comes long before.
-        let wait = release.look_again.map(|at| at.since(now).min(Duration::from_secs(60)));
-        self.look_again = wait.map(|wait| Instant::now() + wait);
-        wrote
-    }
-
-    fn repeat_last(&self, sender: &StatusSender, ask: bool) -> Wrote {
-        let status = self.shared.cell.status();
-        let same_epoch = status.epoch == self.shared.options.identity.epoch;
-        let last = if same_epoch { status.released_upto } else { Lsn::ZERO };
-        write(sender, last, last.min(self.apply_lsn), ask)
+        Why::Repeat { ask }
     }
 
     /// Publishes positions: at once after an edge, else every tick.
     fn publish(&mut self) {
         let now = Instant::now();
         let due = self.published.is_none_or(|last| now.duration_since(last) >= TICK);
-        let status = self.shared.cell.status();
-        let released_lsn = status.released_upto;
-        let progress = Progress { flush_lsn: self.flush_lsn, released_lsn };
-        self.shared
-            .progress
-            .send_if_modified(|known| std::mem::replace(known, progress) != progress);
+        let progress = self.shared.tell_progress();
         if !self.shared.take_edge() && !due {
             return;
         }
@@ -338,15 +248,17 @@ impl Gate {
         let receivers = self.shared.receivers();
         let waited_for = self.shared.cell.permit().map(|p| p.waited_for).unwrap_or_default();
         let boot_now = self.shared.clock.now();
+        let surviving = surviving_lsn(&waited_for, &receivers);
         let known = known_surviving_lsn(&waited_for, &receivers);
+        let (exposure, survives, release_delay) = self.shared.exposed(surviving, known, boot_now);
         let positions = SourcePositions {
             read_at: boot_now,
-            flush_lsn: self.flush_lsn,
-            released_lsn,
-            permit: status.serial,
-            exposure: self.exposure.exposure(surviving_lsn(&waited_for, &receivers)),
-            survives: known.map(|lsn| self.exposure.survival(lsn, boot_now)),
-            release_delay: self.release_delay,
+            flush_lsn: progress.flush_lsn,
+            released_lsn: progress.released_lsn,
+            permit: self.shared.cell.status().serial,
+            exposure,
+            survives,
+            release_delay,
             gate_connected: self.shared.gate_backend_pid().is_some(),
             receivers,
         };
@@ -356,24 +268,6 @@ impl Gate {
             changed
         });
     }
-}
-
-/// One non-blocking write of one status update: write = flush. `ask` wants an answer at once.
-fn write(sender: &StatusSender, flush_lsn: Lsn, apply_lsn: Lsn, ask: bool) -> Wrote {
-    match sender.try_send_status(flush_lsn, flush_lsn, apply_lsn, ask) {
-        Ok(TrySend::Sent) => Wrote::Sent,
-        Ok(TrySend::WouldBlock) => Wrote::Retry,
-        // The rest could go out when the permit is over: the connection ends with half a message,
-        // on which the server does not act.
-        Ok(TrySend::Partial) => Wrote::Failed(GateError::Broken),
-        Err(source) => Wrote::Failed(GateError::Write(source)),
-    }
-}
-
-/// How far a standby has replayed, for `remote_apply`; nothing while no attached one says so.
-fn applied_lsn(receivers: &[ReceiverPosition]) -> Lsn {
-    let attached = receivers.iter().filter(|receiver| receiver.attached);
-    attached.filter_map(|receiver| receiver.replay_lsn).max().unwrap_or(Lsn::ZERO)
 }
 
 #[cfg(test)]

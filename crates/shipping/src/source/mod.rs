@@ -6,6 +6,7 @@
 mod attach;
 mod feed;
 mod gate;
+mod release;
 mod session;
 mod state;
 

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use understudy_types::{Clock, Epoch, Exposure, Lsn, NodeId, ReceiverPosition, SourcePositions};
 
 use super::SourceOptions;
+use super::release::{Known, Why};
 use crate::permit_cell::PermitCell;
 
 /// What heartbeats tell receivers.
@@ -24,7 +25,7 @@ pub(super) struct Shared {
     pub(super) options: SourceOptions,
     pub(super) cell: Arc<PermitCell>,
     pub(super) clock: Arc<dyn Clock>,
-    /// Wakes the gate: a receiver's position moved, or a receiver came or went.
+    /// Wakes the gate: a receiver came or went, or brought news that only the gate can follow.
     pub(super) wake_gate: Notify,
     pub(super) positions: watch::Sender<SourcePositions>,
     pub(super) progress: watch::Sender<Progress>,
@@ -36,6 +37,8 @@ pub(super) struct Shared {
     pub(super) gate_dropped: CancellationToken,
     /// The gate's connection is closed for good.
     pub(super) gate_gone: CancellationToken,
+    /// What the gate knows; locked before `state` and the permit, never while one of them is.
+    pub(super) gate: Mutex<Known>,
     state: Mutex<State>,
     sessions: Mutex<Sessions>,
 }
@@ -82,6 +85,7 @@ impl Shared {
             receivers: Vec::new(),
         };
         Shared {
+            gate: Mutex::new(Known::new(options.assumed_since)),
             options,
             cell,
             clock,
@@ -126,13 +130,19 @@ impl Shared {
         std::mem::take(&mut self.state().edge)
     }
 
-    /// A receiver's acknowledgement; attached means that it has acknowledged in this session.
+    /// A receiver's acknowledgement, which may release commits at once; attached means that it has
+    /// acknowledged in this session.
     pub(super) fn acknowledged(&self, position: ReceiverPosition) {
         let mut state = self.state();
         let before = state.receivers.insert(position.node, position);
-        state.edge |= before.is_none_or(|before| before.attached != position.attached);
+        let edge = before.is_none_or(|before| before.attached != position.attached);
+        state.edge |= edge;
         drop(state);
-        self.wake_gate.notify_one();
+        let for_the_gate = self.judge(Why::News);
+        self.tell_progress();
+        if edge || for_the_gate {
+            self.wake_gate.notify_one();
+        }
     }
 
     /// Begins a session of `node`; one that exists is told to end, and waited for by its `done`.
