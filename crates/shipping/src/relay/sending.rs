@@ -1,8 +1,10 @@
 //! The stream of one relay client: WAL up to the journal's durable end, keepalives, its reports.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use understudy_types::{Lsn, Timeline};
 use understudy_wal::protocol::{
     BackendMessage, FrontendMessage, StandbyMessage, StandbyStatus, WalSenderMessage, wal_data_room,
@@ -14,6 +16,12 @@ use crate::replication::pg_now;
 
 /// WAL in one message at most, as PostgreSQL's walsender (`MAX_SEND_SIZE`).
 const SEND_BYTES_MAX: usize = 128 * 1024;
+
+/// While WAL trickles, a message goes out no sooner than this after the last one: a standby wakes three
+/// processes and syncs its own copy for each, and nobody waits for it but who asks for `remote_apply`.
+const PACE: Duration = Duration::from_millis(2);
+/// So much goes out at once.
+const FULL_BYTES: usize = 64 * 1024;
 
 /// How a stream ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +35,18 @@ pub(super) enum StreamEnd {
         /// Where.
         switch_lsn: Lsn,
     },
+}
+
+/// What came of looking for WAL.
+enum Filled {
+    /// There is something to write.
+    Something,
+    /// Everything durable was sent.
+    Nothing,
+    /// There is a little, and the last message was a moment ago.
+    TooSoon,
+    /// The timeline is over, and our CopyDone is to be written.
+    End(StreamEnd),
 }
 
 /// What the client sent asks for.
@@ -60,9 +80,10 @@ impl Session<'_> {
         let mut heard_at = Instant::now();
         let mut keepalive_due = None; // with whether a reply is wanted
         let mut ended: Option<StreamEnd> = None; // our CopyDone is out, the client's is awaited
+        let mut not_before = Instant::now();
         let shutdown = self.shutdown.clone();
         loop {
-            let mut waits = false;
+            let (mut waits, mut paced) = (false, false);
             if self.out.is_empty() && ended.is_none() {
                 let Some(durable_lsn) =
                     positions.borrow_and_update().as_ref().map(|now| now.durable_lsn)
@@ -72,7 +93,12 @@ impl Session<'_> {
                 if let Some(reply_requested) = keepalive_due.take() {
                     self.keepalive(durable_lsn, reply_requested);
                 }
-                (waits, ended) = self.fill(reader, durable_lsn)?;
+                match self.fill(reader, durable_lsn, not_before)? {
+                    Filled::Something => not_before = Instant::now() + PACE,
+                    Filled::Nothing => waits = true,
+                    Filled::TooSoon => paced = true,
+                    Filled::End(end) => ended = Some(end),
+                }
             }
             tokio::select! {
                 biased;
@@ -91,6 +117,7 @@ impl Session<'_> {
                 changed = positions.changed(), if waits => {
                     changed.map_err(|_| shutting_down())?;
                 }
+                () = sleep_until(not_before), if paced => {}
                 _ = ticker.tick() => {
                     if heard_at.elapsed() > self.shared.options.client_timeout {
                         return Err(fatal("57P01", "terminating walsender: no reply in time"));
@@ -101,12 +128,13 @@ impl Session<'_> {
         }
     }
 
-    /// Puts the next run of WAL into `out`; says whether there was none yet, and how it ended.
+    /// Puts the next run of WAL into `out`, a little of it only from `not_before` on.
     fn fill(
         &mut self,
         reader: &mut JournalReader,
         durable_lsn: Lsn,
-    ) -> Result<(bool, Option<StreamEnd>), SessionEnd> {
+        not_before: Instant,
+    ) -> Result<Filled, SessionEnd> {
         let failed = |error: JournalError, lsn: Lsn| {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, %lsn, "relay cannot read its journal");
@@ -114,6 +142,14 @@ impl Session<'_> {
         };
         let lsn = reader.position();
         match reader.ahead(SEND_BYTES_MAX).map_err(|error| failed(error, lsn))? {
+            // All that there is, and little: at the end of a segment more lies behind it.
+            Ahead::Data { bytes }
+                if bytes < FULL_BYTES
+                    && lsn + bytes as u64 >= durable_lsn
+                    && Instant::now() < not_before =>
+            {
+                Ok(Filled::TooSoon)
+            }
             Ahead::Data { bytes } => {
                 let (before, end_lsn) = (self.out.len(), durable_lsn.max(lsn + bytes as u64));
                 // Into the message itself: WAL is copied often enough on its way.
@@ -123,12 +159,12 @@ impl Session<'_> {
                     self.out.truncate(before);
                     return Err(failed(error, lsn));
                 }
-                Ok((false, None))
+                Ok(Filled::Something)
             }
-            Ahead::AtDurableEnd => Ok((true, None)),
+            Ahead::AtDurableEnd => Ok(Filled::Nothing),
             Ahead::TimelineEnd { switch_lsn, next } => {
                 self.put(BackendMessage::CopyDone);
-                Ok((false, Some(StreamEnd::Timeline { next, switch_lsn })))
+                Ok(Filled::End(StreamEnd::Timeline { next, switch_lsn }))
             }
         }
     }
