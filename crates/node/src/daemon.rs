@@ -23,7 +23,9 @@ use understudy_shipping::journal::{Journal, JournalOptions};
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::receiver::StandbyProgress;
 use understudy_shipping::relay::{Relay, RelayOptions};
-use understudy_transport::{ChannelOptions, Identity, ListenOptions, Listener, TlsIdentity};
+use understudy_transport::{
+    ChannelOptions, Dialer, Identity, ListenOptions, Listener, TlsIdentity,
+};
 use understudy_types::{Clock, DurabilityMode, Epoch, NodeId, NodeName};
 
 use crate::clock::BootClock;
@@ -143,12 +145,8 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         Some(postgres) => Some(prepare_postgres(&config, postgres).await?),
         None => None,
     };
-    let report_channels = channels(&config, &identity, &ChannelOptions::consensus())?;
-    let bulk_channels = channels(&config, &identity, &ChannelOptions::bulk())?;
-    let finder = |channels: BTreeMap<NodeId, Channel>| {
-        Arc::new(move |node: NodeId| channels.get(&node).cloned())
-            as Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync>
-    };
+    let report_dialers = dialers(&config, &identity, &ChannelOptions::consensus())?;
+    let bulk = dialers(&config, &identity, &ChannelOptions::bulk())?;
     let (consensus, applied) = Consensus::start(consensus_options(&config, &identity))
         .await
         .map_err(part("start the consensus"))?;
@@ -176,7 +174,7 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
                 journal,
                 cell: cell.clone(),
                 clock: clock.clone(),
-                bulk: finder(bulk_channels),
+                bulk: Arc::new(move |node| bulk.get(&node).cloned()),
                 names: Arc::new(move |node| names.get(&node).cloned()),
                 standby,
                 events: sender.clone(),
@@ -227,9 +225,9 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
     if let Some(hands) = hands.clone() {
         tokio::spawn(forward_source(hands, cell.clone(), sender.clone()));
     }
-    for (peer, channel) in report_channels {
+    for (peer, dialer) in report_dialers {
         let (board, superseded) = (board.clone(), superseded.clone());
-        tokio::spawn(reports::exchange(board, config.id, peer, channel, superseded));
+        tokio::spawn(reports::exchange(board, config.id, peer, dialer.channel(), superseded));
     }
     spawn_driver(driver)?;
     let warnings = watch::Sender::new(Vec::new());
@@ -464,16 +462,16 @@ fn start_relay(
     Ok(standby)
 }
 
-fn channels(
+fn dialers(
     config: &NodeConfig,
     identity: &TlsIdentity,
     options: &ChannelOptions,
-) -> Result<BTreeMap<NodeId, Channel>, RunError> {
+) -> Result<BTreeMap<NodeId, Dialer>, RunError> {
     config
         .peers()
         .map(|peer| {
-            understudy_transport::connect(&peer.address, &peer.name, identity, options)
-                .map(|channel| (peer.id, channel))
+            understudy_transport::dialer(&peer.address, &peer.name, identity, options)
+                .map(|dialer| (peer.id, dialer))
                 .map_err(part("prepare a channel to a peer"))
         })
         .collect()

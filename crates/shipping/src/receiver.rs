@@ -3,14 +3,19 @@
 //! It acknowledges nothing but what the journal calls durable, and at most what this stream brought.
 //! It does not decide whom to follow: it acts under an admission, and ends with a typed reason when
 //! going on is the core's decision.
+//!
+//! It has a thread of its own, with the connection on it. What somebody waits for, a few bytes that have
+//! just been committed, is decrypted, made durable and acknowledged there without waking anybody else;
+//! more than that goes to the journal's thread, so that reading and writing run side by side.
 
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +47,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 const ACK_INTERVAL: Duration = Duration::from_millis(100);
 /// Acknowledgements that may wait for the network; newer ones are merged meanwhile.
 const ACKS_MAX: usize = 4;
+/// Frames that came together are made durable together, and by this thread if they are no more than this.
+const FEW_BYTES_MAX: usize = 64 * 1024;
 /// The largest message: a frame of 256 KiB with room for its envelope, or a history file.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -84,11 +91,19 @@ impl StandbyProgress {
     }
 }
 
+/// Makes a channel whose work is done on the runtime that it is made in.
+pub type Connect = Arc<dyn Fn() -> Channel + Send + Sync>;
+
+/// A receiver could not start.
+#[derive(Debug, thiserror::Error)]
+#[error("start the receiver's thread")]
+pub struct StartError(#[source] io::Error);
+
 /// What a receiver needs to know.
 #[derive(Clone)]
 pub struct ReceiverOptions {
     /// Leads to the holder.
-    pub channel: Channel,
+    pub connect: Connect,
     /// Where WAL goes.
     pub journal: Journal,
     /// Under what it is stored; put in force in the journal at the start.
@@ -161,7 +176,7 @@ pub struct ReceiverStatus {
 pub struct ReceiverHandle {
     status: watch::Receiver<ReceiverStatus>,
     cancel: CancellationToken,
-    task: JoinHandle<ReceiverEnd>,
+    end: oneshot::Receiver<ReceiverEnd>,
 }
 
 impl ReceiverHandle {
@@ -177,8 +192,8 @@ impl ReceiverHandle {
 
     /// Waits for its end. May be called again only if an earlier call was dropped before it returned.
     pub async fn ended(&mut self) -> ReceiverEnd {
-        // A panic in the task is a broken invariant: it must not pass for an orderly end.
-        (&mut self.task).await.expect("the receiver's task panicked")
+        // A panic in the thread is a broken invariant: it must not pass for an orderly end.
+        (&mut self.end).await.expect("the receiver's thread panicked")
     }
 }
 
@@ -192,13 +207,34 @@ impl Drop for ReceiverHandle {
 pub struct Receiver;
 
 impl Receiver {
-    /// Starts one on the tokio runtime around it; it reconnects by itself until it ends.
-    pub fn start(options: ReceiverOptions, clock: Arc<dyn Clock>) -> ReceiverHandle {
+    /// Starts one on a thread of its own; it reconnects by itself until it ends.
+    ///
+    /// # Errors
+    /// When the thread or its event loop cannot be made.
+    pub fn start(
+        options: ReceiverOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<ReceiverHandle, StartError> {
         let cancel = CancellationToken::new();
         let status = watch::Sender::new(ReceiverStatus::default());
         let subscribed = status.subscribe();
         let running = Running { options, clock, status, cancel: cancel.clone() };
-        ReceiverHandle { status: subscribed, cancel, task: tokio::spawn(running.run()) }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(StartError)?;
+        let (ending, end) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("receiver".to_owned())
+            .spawn(move || {
+                let ended = runtime.block_on(running.run());
+                // A disk that stands still holds nobody up who has been told to go.
+                runtime.shutdown_background();
+                // Nobody may be left to hear of it.
+                let _ = ending.send(ended);
+            })
+            .map_err(StartError)?;
+        Ok(ReceiverHandle { status: subscribed, cancel, end })
     }
 }
 
@@ -224,6 +260,32 @@ impl From<JournalError> for StreamEnd {
             _ if error.is_fatal() => StreamEnd::Final(ReceiverEnd::JournalFailed(Arc::new(error))),
             _ => StreamEnd::Again(error.to_string()),
         }
+    }
+}
+
+impl From<AppendError> for StreamEnd {
+    fn from(error: AppendError) -> StreamEnd {
+        match error {
+            AppendError::Refused { .. } => StreamEnd::Final(ReceiverEnd::NotAdmitted),
+            AppendError::Failed(error) => StreamEnd::Final(ReceiverEnd::JournalFailed(error)),
+            error => StreamEnd::Again(error.to_string()),
+        }
+    }
+}
+
+/// Frames of one timeline that came together.
+#[derive(Default)]
+struct Few {
+    timeline: Option<Timeline>,
+    frames: Vec<(Lsn, Bytes)>,
+    bytes: usize,
+}
+
+impl Few {
+    fn push(&mut self, timeline: Timeline, lsn: Lsn, data: Bytes) {
+        self.timeline = Some(timeline);
+        self.bytes += data.len();
+        self.frames.push((lsn, data));
     }
 }
 
@@ -253,10 +315,11 @@ impl Running {
                 StreamEnd::Again(_) => ReceiverEnd::NotAdmitted,
             };
         }
+        let channel = (self.options.connect)();
         let mut backoff = BACKOFF_MIN;
         loop {
             self.status.send_modify(|status| status.attempt_count += 1);
-            let ended = self.stream().await;
+            let ended = self.stream(&channel).await;
             let was_attached = self.status.borrow().attached;
             self.status.send_modify(|status| status.attached = false);
             if was_attached {
@@ -275,21 +338,24 @@ impl Running {
     }
 
     /// One stream, from dialling to its end.
-    async fn stream(&self) -> StreamEnd {
-        match self.attach_and_follow().await {
+    async fn stream(&self, channel: &Channel) -> StreamEnd {
+        match self.attach_and_follow(channel).await {
             Ok(never) => match never {},
             Err(end) => end,
         }
     }
 
-    async fn attach_and_follow(&self) -> Result<std::convert::Infallible, StreamEnd> {
+    async fn attach_and_follow(
+        &self,
+        channel: &Channel,
+    ) -> Result<std::convert::Infallible, StreamEnd> {
         let attach = self.attach().await?;
         let (outbound, requests) = mpsc::channel(ACKS_MAX);
         let start_lsn = Lsn(attach.start_lsn);
         let opening = v1::ToSource { message: Some(Outgoing::Attach(attach)) };
         outbound.try_send(opening).map_err(|_| StreamEnd::again("the new channel is full"))?;
-        let mut client = WalClient::new(self.options.channel.clone())
-            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut client =
+            WalClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let call = client.stream(ReceiverStream::new(requests));
         let mut inbound = match timeout(CALL_TIMEOUT, call).await {
             Ok(Ok(response)) => response.into_inner(),
@@ -349,10 +415,7 @@ impl Running {
         silence_max: Duration,
     ) -> Result<Incoming, StreamEnd> {
         match timeout(silence_max, inbound.next()).await {
-            Ok(Some(Ok(v1::FromSource { message: Some(message) }))) => Ok(message),
-            Ok(Some(Ok(_))) => Err(StreamEnd::again("the holder sent an unknown message")),
-            Ok(Some(Err(status))) => Err(StreamEnd::again(status.message())),
-            Ok(None) => Err(StreamEnd::again("the holder ended the stream")),
+            Ok(received) => message_in(received),
             Err(_) => Err(StreamEnd::again("the holder is silent")),
         }
     }
@@ -399,16 +462,38 @@ impl Running {
         inbound: &mut tonic::Streaming<v1::FromSource>,
         arrived: &watch::Sender<Arrived>,
     ) -> Result<std::convert::Infallible, StreamEnd> {
+        let mut few = Few::default();
         loop {
-            match self.receive(inbound, SILENCE_MAX).await? {
+            let message = if few.frames.is_empty() {
+                self.receive(inbound, SILENCE_MAX).await?
+            } else {
+                match at_hand(inbound).await {
+                    Some(received) => message_in(received)?,
+                    None => {
+                        self.store(&mut few).await?;
+                        continue;
+                    }
+                }
+            };
+            match message {
                 Incoming::Frame(frame) => {
+                    let (timeline, lsn, data) = self.checked(frame)?;
                     // Before it is stored: it may be durable, and its acknowledgement due, before
                     // this task goes on.
-                    let upto_lsn = Lsn(frame.lsn.saturating_add(frame.data.len() as u64));
+                    let upto_lsn = lsn + data.len() as u64;
                     arrived.send_modify(|arrived| arrived.upto_lsn = upto_lsn);
-                    self.store(frame).await?;
+                    if few.timeline.is_some_and(|before| before != timeline) {
+                        self.store(&mut few).await?;
+                    }
+                    few.push(timeline, lsn, data);
+                    if few.bytes > FEW_BYTES_MAX {
+                        self.store(&mut few).await?;
+                    }
                 }
-                Incoming::TimelineSwitch(switch) => self.switch(switch).await?,
+                Incoming::TimelineSwitch(switch) => {
+                    self.store(&mut few).await?;
+                    self.switch(switch).await?;
+                }
                 Incoming::Heartbeat(heartbeat) => {
                     self.check_epoch(heartbeat.epoch)?;
                     let received = SourceHeartbeat {
@@ -434,22 +519,33 @@ impl Running {
         Err(StreamEnd::again(format!("the holder speaks of epoch {epoch}, {admitted} is admitted")))
     }
 
-    async fn store(&self, frame: v1::Frame) -> Result<(), StreamEnd> {
-        let epoch = self.check_epoch(frame.epoch)?;
+    fn checked(&self, frame: v1::Frame) -> Result<(Timeline, Lsn, Bytes), StreamEnd> {
+        self.check_epoch(frame.epoch)?;
         let timeline = Timeline::new(frame.timeline)
             .ok_or_else(|| StreamEnd::again("the holder sent WAL of timeline 0"))?;
         let lsn = Lsn(frame.lsn);
         if crc32c::crc32c(&frame.data) != frame.crc32c {
             return Err(StreamEnd::again(format!("the frame at {lsn} was damaged on its way")));
         }
-        match self.options.journal.append(epoch, timeline, lsn, frame.data).await {
-            Ok(()) => Ok(()),
-            Err(AppendError::Refused { .. }) => Err(StreamEnd::Final(ReceiverEnd::NotAdmitted)),
-            Err(AppendError::Failed(error)) => {
-                Err(StreamEnd::Final(ReceiverEnd::JournalFailed(error)))
-            }
-            Err(error) => Err(StreamEnd::Again(error.to_string())),
+        if lsn.0.checked_add(frame.data.len() as u64).is_none() {
+            return Err(StreamEnd::again(format!("the frame at {lsn} reaches beyond all WAL")));
         }
+        Ok((timeline, lsn, frame.data))
+    }
+
+    /// Brings into the journal what came together: a little here and now, more by its own thread.
+    async fn store(&self, few: &mut Few) -> Result<(), StreamEnd> {
+        let Few { timeline: Some(timeline), frames, bytes } = std::mem::take(few) else {
+            return Ok(());
+        };
+        let (journal, epoch) = (&self.options.journal, self.options.admission.epoch);
+        let done = bytes <= FEW_BYTES_MAX && journal.append_now(epoch, timeline, &frames)?;
+        if !done {
+            for (lsn, data) in frames {
+                journal.append(epoch, timeline, lsn, data).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn switch(&self, switch: v1::TimelineSwitch) -> Result<(), StreamEnd> {
@@ -535,6 +631,27 @@ impl Running {
             heartbeat_ns: arrived.heartbeat_ns,
         }
     }
+}
+
+type Received = Option<Result<v1::FromSource, tonic::Status>>;
+
+fn message_in(received: Received) -> Result<Incoming, StreamEnd> {
+    match received {
+        Some(Ok(v1::FromSource { message: Some(message) })) => Ok(message),
+        Some(Ok(_)) => Err(StreamEnd::again("the holder sent an unknown message")),
+        Some(Err(status)) => Err(StreamEnd::again(status.message())),
+        None => Err(StreamEnd::again("the holder ended the stream")),
+    }
+}
+
+/// What has arrived already, if anything has.
+async fn at_hand(inbound: &mut tonic::Streaming<v1::FromSource>) -> Option<Received> {
+    if let Some(received) = inbound.next().now_or_never() {
+        return Some(received);
+    }
+    // Whoever reads the socket has not had a turn since.
+    tokio::task::yield_now().await;
+    inbound.next().now_or_never()
 }
 
 /// What this stream has brought.

@@ -101,8 +101,35 @@ pub fn connect(
     identity: &TlsIdentity,
     options: &ChannelOptions,
 ) -> Result<Channel, TlsError> {
+    Ok(dialer(address, expect, identity, options)?.channel())
+}
+
+/// Makes channels to one node, each with a connection of its own.
+#[derive(Clone)]
+pub struct Dialer {
+    endpoint: Endpoint,
+    connector: NodeConnector,
+}
+
+impl Dialer {
+    /// Another channel; its work is done on the tokio runtime that this is called within.
+    pub fn channel(&self) -> Channel {
+        self.endpoint.connect_with_connector_lazy(self.connector.clone())
+    }
+}
+
+/// What makes channels as [`connect`] does.
+///
+/// # Errors
+/// When TLS cannot be configured.
+pub fn dialer(
+    address: &str,
+    expect: &NodeName,
+    identity: &TlsIdentity,
+    options: &ChannelOptions,
+) -> Result<Dialer, TlsError> {
     let (endpoint, connector) = prepare(address, expect, identity, options)?;
-    Ok(endpoint.connect_with_connector_lazy(connector))
+    Ok(Dialer { endpoint, connector })
 }
 
 /// As [`connect`], but the connection stands when it returns; for tools that try several nodes.

@@ -196,8 +196,8 @@ pub(crate) fn receiver(task: &str) -> Result<()> {
     side(async move {
         let identity = task.papers.load()?;
         let (holder, bulk) = (SENDER.parse::<NodeName>()?, ChannelOptions::bulk());
-        let channel =
-            understudy_transport::connect(&task.holder.to_string(), &holder, &identity, &bulk)?;
+        let dialer =
+            understudy_transport::dialer(&task.holder.to_string(), &holder, &identity, &bulk)?;
         let journal = Journal::open(&task.journal, JournalOptions::default())?;
         let uids = vec![rustix::process::geteuid().as_raw(), task.standby_uid];
         let relay = RelayOptions {
@@ -209,7 +209,7 @@ pub(crate) fn receiver(task: &str) -> Result<()> {
         let shutdown = CancellationToken::new();
         tokio::spawn(relay.run(shutdown.clone()));
         let options = ReceiverOptions {
-            channel,
+            connect: Arc::new(move || dialer.channel()),
             journal: journal.clone(),
             admission: Admission {
                 serial: PermitSerial(1),
@@ -230,7 +230,7 @@ pub(crate) fn receiver(task: &str) -> Result<()> {
             }),
             standby,
         };
-        let mut running = Receiver::start(options, Arc::new(BootClock));
+        let mut running = Receiver::start(options, Arc::new(BootClock))?;
         let told = async {
             say(READY)?;
             report(&journal).await

@@ -70,7 +70,7 @@ impl Hands {
         }
         self.unfollow().await;
         let options = self.options();
-        let channel = (options.bulk)(holder)
+        let dialer = (options.bulk)(holder)
             .ok_or_else(|| transient_words("the holder is not a member that can be reached"))?;
         let empty_start = self.empty_start(&history).await?;
         let journal = self.journal().clone();
@@ -83,7 +83,7 @@ impl Hands {
         .map_err(super::transient)?;
         let receiver = Receiver::start(
             ReceiverOptions {
-                channel,
+                connect: Arc::new(move || dialer.channel()),
                 journal: options.journal.clone(),
                 admission,
                 lineage: history,
@@ -96,7 +96,8 @@ impl Hands {
                 standby: options.standby.clone(),
             },
             options.clock.clone(),
-        );
+        )
+        .map_err(super::transient)?;
         let following = Arc::new(Following {
             holder,
             admission,

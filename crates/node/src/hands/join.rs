@@ -255,12 +255,13 @@ impl Hands {
         port: u16,
     ) -> Result<(CopySource, CancellationToken), TaskFailure> {
         let options = self.options();
-        let channel = (options.bulk)(holder)
+        let dialer = (options.bulk)(holder)
             .ok_or_else(|| transient_words("the holder is not a member that can be reached"))?;
         let socket_dir = options.data_dir.join("run");
         let uids = vec![rustix::process::geteuid().as_raw(), self.server().settings().os_user.uid];
-        let listener = TunnelListener::bind(&socket_dir, port, uids, TUNNEL_CLIENTS_MAX, channel)
-            .map_err(transient)?;
+        let listener =
+            TunnelListener::bind(&socket_dir, port, uids, TUNNEL_CLIENTS_MAX, dialer.channel())
+                .map_err(transient)?;
         let shutdown = CancellationToken::new();
         tokio::spawn(listener.run(shutdown.clone()));
         Ok((CopySource { socket_dir, port }, shutdown))

@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use understudy_core::node::{Completion, Event, Task, TaskFailure, TaskId};
 use understudy_postgres::{DataDirectory, GuardianLink, Server};
 use understudy_shipping::journal::Journal;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::receiver::{ReceiverStatus, StandbyProgress};
 use understudy_shipping::source::SourceHandle;
+use understudy_transport::Dialer;
 use understudy_types::{
     Admission, Clock, ClusterId, Incarnation, Lineage, NodeId, NodeName, SystemId,
 };
@@ -50,8 +50,8 @@ const GUARD_PATIENCE: Duration = Duration::from_secs(10);
 /// A long step says in the log how far it is this often.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Finds the channel for bulk data to a member.
-pub(crate) type BulkChannel = Arc<dyn Fn(NodeId) -> Option<Channel> + Send + Sync>;
+/// Finds what makes channels for bulk data to a member.
+pub(crate) type BulkDialer = Arc<dyn Fn(NodeId) -> Option<Dialer> + Send + Sync>;
 
 /// A task's result on its way: the observer looks first, so that the core never judges a result by an
 /// observation from before it.
@@ -70,7 +70,7 @@ pub(crate) struct HandsOptions {
     pub(crate) journal: Journal,
     pub(crate) cell: Arc<PermitCell>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) bulk: BulkChannel,
+    pub(crate) bulk: BulkDialer,
     pub(crate) names: Arc<dyn Fn(NodeId) -> Option<NodeName> + Send + Sync>,
     pub(crate) standby: watch::Receiver<StandbyProgress>,
     pub(crate) events: mpsc::UnboundedSender<Event>,

@@ -5,8 +5,9 @@
 //! admitted one and keeps the newest epoch it was told, durably (I1). It does not decide who is
 //! admitted, nor fetch anything.
 //!
-//! One thread of its own writes (`writer`); the handle can be cloned and used from anywhere. Calls
-//! that are not `async` block for a few file operations.
+//! Its files are changed under one lock (`writer`): by a thread of its own that works off a queue, or,
+//! while that has nothing to do, by whoever brings a little and wants it durable at once. The handle can
+//! be cloned and used from anywhere. Calls that are not `async` block for a few file operations.
 
 mod commands;
 mod error;
@@ -25,7 +26,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -148,6 +149,7 @@ pub struct Journal {
 #[derive(Debug)]
 struct Inner {
     shared: Arc<Shared>,
+    writer: Arc<Mutex<Writer>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -206,11 +208,14 @@ impl Journal {
         };
         writer.publish(None);
         writer.expect_from_end();
+        let writer = Arc::new(Mutex::new(writer));
+        let worked_on = Arc::clone(&writer);
+        let waited_at = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || writer.run())
+            .spawn(move || writer::work_off_the_queue(&worked_on, &waited_at))
             .map_err(JournalError::io("start the writer of", dir))?;
-        Ok(Journal { inner: Arc::new(Inner { shared, thread: Some(thread) }) })
+        Ok(Journal { inner: Arc::new(Inner { shared, writer, thread: Some(thread) }) })
     }
 
     /// The newest epoch it was ever told.
@@ -309,27 +314,46 @@ impl Journal {
             .await
             .expect("the semaphore is never closed");
         let mut state = shared.lock();
-        if let Some(error) = &state.failed {
-            return Err(AppendError::Failed(Arc::clone(error)));
-        }
-        if state.admitted != Some(epoch) {
-            let (admitted, max_epoch) = (state.admitted, state.meta.max_epoch);
-            return Err(AppendError::Refused { epoch, admitted, max_epoch });
-        }
-        let (Some(expected), Some(expected_lsn)) = (state.timeline, state.expected_lsn) else {
-            return Err(AppendError::Empty);
-        };
-        if timeline != expected {
-            return Err(AppendError::WrongTimeline { timeline, expected });
-        }
-        if lsn > expected_lsn {
-            return Err(AppendError::Gap { expected_lsn, lsn });
-        }
-        state.expected_lsn = Some(expected_lsn.max(lsn + data.len() as u64));
+        let expected_lsn = state.check_frame(epoch, timeline)?;
+        state.expected_lsn = Some(follow_up(expected_lsn, lsn, &data)?);
         state.queue.push(Item::Frame { lsn, data, _room: room });
         drop(state);
         shared.wake.notify_one();
         Ok(())
+    }
+
+    /// Writes bytes of WAL and makes them durable before it returns, on the caller's thread: for the few
+    /// bytes of a commit somebody waits for, which would lose more time by waking a thread than by the
+    /// writing. False, with nothing done, while others are at work here: `append` then.
+    ///
+    /// What `append` says of errors and positions holds here too. Blocks for a sync of the disk.
+    ///
+    /// # Errors
+    /// When a frame is refused; nothing of any of them is stored then.
+    pub fn append_now(
+        &self,
+        epoch: Epoch,
+        timeline: Timeline,
+        frames: &[(Lsn, Bytes)],
+    ) -> Result<bool, AppendError> {
+        let mut writer = match self.inner.writer.try_lock() {
+            Ok(writer) => writer,
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Poisoned(_)) => panic!("the journal's writer panicked"),
+        };
+        {
+            let mut state = self.inner.shared.lock();
+            if !state.queue.is_empty() {
+                return Ok(false);
+            }
+            let mut expected_lsn = state.check_frame(epoch, timeline)?;
+            for (lsn, data) in frames {
+                expected_lsn = follow_up(expected_lsn, *lsn, data)?;
+            }
+            state.expected_lsn = Some(expected_lsn);
+        }
+        writer.write_and_sync(frames);
+        Ok(true)
     }
 
     /// Leaves the present timeline for `timeline` at `fork_lsn`, which must be the durable end.
@@ -487,6 +511,34 @@ impl Journal {
         shared.wake.notify_one();
         Ok(())
     }
+}
+
+impl State {
+    /// Whether frames of this epoch and timeline are taken; where they have to begin.
+    fn check_frame(&self, epoch: Epoch, timeline: Timeline) -> Result<Lsn, AppendError> {
+        if let Some(error) = &self.failed {
+            return Err(AppendError::Failed(Arc::clone(error)));
+        }
+        if self.admitted != Some(epoch) {
+            let (admitted, max_epoch) = (self.admitted, self.meta.max_epoch);
+            return Err(AppendError::Refused { epoch, admitted, max_epoch });
+        }
+        let (Some(expected), Some(expected_lsn)) = (self.timeline, self.expected_lsn) else {
+            return Err(AppendError::Empty);
+        };
+        if timeline != expected {
+            return Err(AppendError::WrongTimeline { timeline, expected });
+        }
+        Ok(expected_lsn)
+    }
+}
+
+/// Where the frame after this one has to begin.
+fn follow_up(expected_lsn: Lsn, lsn: Lsn, data: &[u8]) -> Result<Lsn, AppendError> {
+    if lsn > expected_lsn {
+        return Err(AppendError::Gap { expected_lsn, lsn });
+    }
+    Ok(expected_lsn.max(lsn + data.len() as u64))
 }
 
 /// Two daemons on one journal would each believe to be alone.

@@ -1,14 +1,14 @@
-//! The writer: the one thread that changes the journal's files.
+//! The writer: what changes the journal's files, one caller at a time.
 //!
-//! It takes everything that is queued, writes it, makes it durable once, and publishes the new end.
-//! Commands run between frames, in the order in which they were queued. It decides nothing about
-//! epochs beyond what a command asked it to.
+//! A thread of its own takes everything that is queued, writes it, makes it durable once, and publishes
+//! the new end. Commands run between frames, in the order in which they were queued. It decides nothing
+//! about epochs beyond what a command asked it to.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::mem;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
@@ -41,48 +41,69 @@ pub(super) struct Writer {
     pub(super) _lock: File,
 }
 
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// Works until the journal is closed and the queue is empty.
+pub(super) fn work_off_the_queue(writer: &Mutex<Writer>, shared: &Shared) {
+    while shared.wait_for_items() {
+        writer.lock().expect("whoever wrote to the journal panicked").work_off();
+    }
+}
+
+impl Shared {
+    /// Waits until something is queued; false when the journal is closed instead.
+    fn wait_for_items(&self) -> bool {
+        let mut state = self.lock();
+        loop {
+            if !state.queue.is_empty() {
+                return true;
+            }
+            if state.closing {
+                return false;
+            }
+            state = self.wait(state);
+        }
+    }
+}
+
 impl Writer {
-    /// Works until the journal is closed and the queue is empty.
-    pub(super) fn run(mut self) {
-        while let Some(batch) = self.take_batch() {
-            let mut rejected = false;
-            let mut frames = false;
-            for item in batch {
-                if self.shared.lock().failed.is_some() {
-                    break;
+    /// Everything that is queued by now.
+    fn work_off(&mut self) {
+        let batch = mem::take(&mut self.shared.lock().queue);
+        let mut rejected = false;
+        let mut frames = false;
+        for item in batch {
+            if self.shared.lock().failed.is_some() {
+                break;
+            }
+            match item {
+                Item::Frame { .. } if rejected => {}
+                Item::Frame { lsn, data, _room } => {
+                    frames = true;
+                    rejected = !self.write(lsn, &data);
                 }
-                match item {
-                    Item::Frame { .. } if rejected => {}
-                    Item::Frame { lsn, data, _room } => {
-                        frames = true;
-                        rejected = !self.write(lsn, &data);
+                Item::Command(command) => {
+                    if !rejected && frames {
+                        self.sync();
                     }
-                    Item::Command(command) => {
-                        if !rejected && frames {
-                            self.sync();
-                        }
-                        frames = false;
-                        command(&mut self);
-                    }
+                    frames = false;
+                    command(self);
                 }
             }
-            if frames && !rejected {
-                self.sync();
-            }
+        }
+        if frames && !rejected {
+            self.sync();
         }
     }
 
-    /// Everything that is queued, at least one item; `None` when the journal is closed.
-    fn take_batch(&self) -> Option<Vec<Item>> {
-        let mut state = self.shared.lock();
-        loop {
-            if !state.queue.is_empty() {
-                return Some(mem::take(&mut state.queue));
-            }
-            if state.closing {
-                return None;
-            }
-            state = self.shared.wait(state);
+    /// Frames that were checked against the queue's state, all of them with one sync.
+    pub(super) fn write_and_sync(&mut self, frames: &[(Lsn, Bytes)]) {
+        if frames.iter().all(|(lsn, data)| self.write(*lsn, data)) {
+            self.sync();
         }
     }
 
@@ -164,7 +185,9 @@ impl Writer {
             error,
         });
         let mut state = self.shared.lock();
-        state.meta = self.meta.clone();
+        if state.meta != self.meta {
+            state.meta = self.meta.clone();
+        }
         state.last_record_lsn = self.tip.as_ref().and_then(|tip| tip.last_record_lsn);
         state.durable_lsn = self.tip.as_ref().map(|tip| tip.durable_lsn);
         state.timeline = self.tip.as_ref().map(|tip| tip.timeline);

@@ -247,8 +247,9 @@ impl Rig {
     pub(crate) fn receiver_of_epoch(&self, number: u64) -> ReceiverHandle {
         let serial = PermitSerial(self.serial.fetch_add(1, Ordering::SeqCst) + 1);
         let epoch = Epoch { incarnation: 0, number };
+        let channel = self.channel.lock().unwrap().clone().unwrap();
         let options = ReceiverOptions {
-            channel: self.channel.lock().unwrap().clone().unwrap(),
+            connect: Arc::new(move || channel.clone()),
             journal: self.journal.clone(),
             admission: Admission {
                 serial,
@@ -269,7 +270,7 @@ impl Rig {
             }),
             standby: watch::Sender::new(StandbyProgress::default()).subscribe(),
         };
-        Receiver::start(options, Arc::<TestClock>::clone(&self.clock))
+        Receiver::start(options, Arc::<TestClock>::clone(&self.clock)).unwrap()
     }
 
     pub(crate) async fn end(&self, mut receiver: ReceiverHandle) {
