@@ -105,9 +105,17 @@ impl<'a> Stage<'a> {
     ) -> Result<Begun> {
         // A busy machine may hold the last one up; a fault that began then would have tested nothing.
         let fresh = || self.last_acknowledged_ago().is_some_and(|quiet| quiet < FRESH);
-        if self.lab.until("the workload to be acknowledged", FRESH_TIMEOUT, fresh).is_err() {
-            let quiet = self.last_acknowledged_ago();
-            bail!("the workload was not being acknowledged before the fault: last {quiet:?} ago");
+        match self.lab.until("the workload to be acknowledged", FRESH_TIMEOUT, fresh) {
+            Ok(waited) if waited > FRESH => {
+                self.note(format!("the fault waited {waited:?} for an acknowledged write"));
+            }
+            Ok(_) => {}
+            Err(_) => {
+                let quiet = self.last_acknowledged_ago();
+                bail!(
+                    "the workload was not being acknowledged before the fault: last {quiet:?} ago"
+                );
+            }
         }
         self.add(begin)
     }

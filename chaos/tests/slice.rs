@@ -35,8 +35,10 @@ fn an_isolated_active_and_a_killed_witness_are_survived() {
         let stood = watch.longest_stall();
         match played {
             Ok(()) => return,
-            Err(why) if stood < STALL => panic!("{why}"),
-            Err(why) => eprintln!("played again: the machine stood still for {stood:?}\n{why}"),
+            Err(why) if stood >= STALL && only_slow(&why) => {
+                eprintln!("played again: the machine stood still for {stood:?}\n{why}");
+            }
+            Err(why) => panic!("{why}"),
         }
     }
     play(&understudy, &logs).unwrap();
@@ -60,6 +62,38 @@ fn play(understudy: &Path, logs: &Path) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{said}\n{errors}\nlogs are in {}", logs.display()))
+}
+
+/// Whether everything that went wrong is that something was waited for in vain, or a failover that a lease
+/// of three seconds asks for. No machine is an excuse for a lost commit or for two sides.
+fn only_slow(said: &str) -> bool {
+    let rows = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let rows: Vec<_> = rows.filter(|line| line["row"].is_string()).collect();
+    let harmless = |wrong: &serde_json::Value| {
+        let words = wrong.as_str().unwrap_or_default();
+        let beginnings = ["waited ", "only ", "the workload was not being acknowledged"];
+        beginnings.iter().any(|beginning| words.starts_with(beginning))
+            || words.ends_with(": a failover")
+    };
+    !rows.is_empty()
+        && rows.iter().all(|row| {
+            let none = ["lost", "late_releases", "late_yes"].iter().all(|key| row[key] == 0);
+            none && row["wrong"].as_array().is_some_and(|wrong| wrong.iter().all(harmless))
+        })
+}
+
+#[test]
+fn a_loss_is_never_laid_to_a_slow_machine() {
+    let row = |lost: u32, wrong: &str| {
+        format!(
+            "{{\"row\":\"F-14\",\"lost\":{lost},\"late_releases\":0,\"late_yes\":0,\"wrong\":[\"{wrong}\"]}}\n{{\"rows\":1}}"
+        )
+    };
+    assert!(only_slow(&row(0, "waited 30 s in vain for a passive that could take over")));
+    assert!(only_slow(&row(0, "south is in epoch 3, it began in 2: a failover")));
+    assert!(!only_slow(&row(1, "waited 30 s in vain for a passive that could take over")));
+    assert!(!only_slow(&row(0, "the sites differ: worklog")));
+    assert!(!only_slow("the rig said nothing"));
 }
 
 /// Sleeps and syncs beside the rig, and knows the longest that either was held up.

@@ -53,9 +53,11 @@ pub(crate) fn active_s_daemon_crash_loops(stage: &mut Stage) -> Result<()> {
                 .is_ok_and(|said| said == "f")
     };
     lab.until("no server that takes writes beside a dead daemon", LEASE * 2, || !takes_writes())?;
-    stage.somebody_serves(TAKEOVER)?;
+    lab.until("a site that is active and writable", TAKEOVER, || lab.active().is_some())?;
     ensure!(!takes_writes(), "a server of {active} takes writes without a daemon");
-    Ok(())
+    // In one of its lives it may have become the other's passive, which `zero` waits for.
+    lab.start(active)?;
+    stage.acknowledged_again(TAKEOVER)
 }
 
 /// F-3.

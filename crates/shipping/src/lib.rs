@@ -11,4 +11,5 @@ pub mod receiver;
 pub mod relay;
 pub mod replication;
 pub mod source;
+mod thread;
 pub mod tunnel;

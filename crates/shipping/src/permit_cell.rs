@@ -1,9 +1,9 @@
 //! Where the core's permit lies, and the one place in which "may release" and "releases" are one step.
 //!
 //! The lock is held over the check of the permit *and* the one non-blocking write of the status update,
-//! so that `close` means closed when it returns, and can say how far was released. It is uncontended:
-//! the gate's thread is the only writer, the core sets a permit a few times a second. Nothing here may
-//! wait for anything else while it holds the lock.
+//! so that `close` means closed when it returns, and can say how far was released. Writers come one
+//! at a time, since they hold the gate's lock, and the core sets a permit a few times a second. Nothing
+//! here may wait for anything else while it holds the lock.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 

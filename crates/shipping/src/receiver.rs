@@ -8,6 +8,7 @@
 //! just been committed, is decrypted, made durable and acknowledged there without waking anybody else;
 //! more than that goes to the journal's thread, so that reading and writing run side by side.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use understudy_wal::protocol::HotStandbyFeedback;
 use crate::journal::{AppendError, Journal, JournalError, JournalPositions};
 use crate::relay::RelayPositions;
 use crate::source::PROTOCOL_VERSION;
+use crate::thread::run_on_its_own;
 
 /// Between attempts to reach the holder.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -49,6 +51,9 @@ const ACK_INTERVAL: Duration = Duration::from_millis(100);
 const ACKS_MAX: usize = 4;
 /// Frames that came together are made durable together, and by this thread if they are no more than this.
 const FEW_BYTES_MAX: usize = 64 * 1024;
+/// A sync that takes longer is a slow disk's, and the next ones for a while are done elsewhere.
+const SYNC_PATIENCE: Duration = Duration::from_millis(100);
+const SLOW_DISK_MEMORY: Duration = Duration::from_secs(10);
 /// The largest message: a frame of 256 KiB with room for its envelope, or a history file.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -218,22 +223,14 @@ impl Receiver {
         let cancel = CancellationToken::new();
         let status = watch::Sender::new(ReceiverStatus::default());
         let subscribed = status.subscribe();
-        let running = Running { options, clock, status, cancel: cancel.clone() };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(StartError)?;
+        let slow_until = Cell::default();
+        let running = Running { options, clock, status, cancel: cancel.clone(), slow_until };
         let (ending, end) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("receiver".to_owned())
-            .spawn(move || {
-                let ended = runtime.block_on(running.run());
-                // A disk that stands still holds nobody up who has been told to go.
-                runtime.shutdown_background();
-                // Nobody may be left to hear of it.
-                let _ = ending.send(ended);
-            })
-            .map_err(StartError)?;
+        run_on_its_own("receiver", move || async move {
+            // Nobody may be left to hear of it.
+            let _ = ending.send(running.run().await);
+        })
+        .map_err(StartError)?;
         Ok(ReceiverHandle { status: subscribed, cancel, end })
     }
 }
@@ -294,6 +291,7 @@ struct Running {
     clock: Arc<dyn Clock>,
     status: watch::Sender<ReceiverStatus>,
     cancel: CancellationToken,
+    slow_until: Cell<Option<Instant>>,
 }
 
 impl Running {
@@ -365,10 +363,14 @@ impl Running {
         let first = self.receive(&mut inbound, ATTACH_TIMEOUT).await?;
         self.attached(first, start_lsn).await?;
         let arrived = watch::Sender::new(Arrived { upto_lsn: start_lsn, heartbeat_ns: 0 });
-        tokio::select! {
-            end = self.follow(&mut inbound, &arrived) => end,
+        let mut few = Few::default();
+        let ended = tokio::select! {
+            end = self.follow(&mut inbound, &mut few, &arrived) => end,
             end = self.acknowledge(&outbound, arrived.subscribe()) => end,
-        }
+        };
+        // What came before the end is good, and may be the last that ever comes of a holder that is lost.
+        let _ = self.store(&mut few).await;
+        ended
     }
 
     /// Says where the journal stands.
@@ -460,9 +462,9 @@ impl Running {
     async fn follow(
         &self,
         inbound: &mut tonic::Streaming<v1::FromSource>,
+        few: &mut Few,
         arrived: &watch::Sender<Arrived>,
     ) -> Result<std::convert::Infallible, StreamEnd> {
-        let mut few = Few::default();
         loop {
             let message = if few.frames.is_empty() {
                 self.receive(inbound, SILENCE_MAX).await?
@@ -470,7 +472,7 @@ impl Running {
                 match at_hand(inbound).await {
                     Some(received) => message_in(received)?,
                     None => {
-                        self.store(&mut few).await?;
+                        self.store(few).await?;
                         continue;
                     }
                 }
@@ -478,20 +480,23 @@ impl Running {
             match message {
                 Incoming::Frame(frame) => {
                     let (timeline, lsn, data) = self.checked(frame)?;
+                    if data.is_empty() {
+                        continue;
+                    }
                     // Before it is stored: it may be durable, and its acknowledgement due, before
                     // this task goes on.
                     let upto_lsn = lsn + data.len() as u64;
                     arrived.send_modify(|arrived| arrived.upto_lsn = upto_lsn);
                     if few.timeline.is_some_and(|before| before != timeline) {
-                        self.store(&mut few).await?;
+                        self.store(few).await?;
                     }
                     few.push(timeline, lsn, data);
                     if few.bytes > FEW_BYTES_MAX {
-                        self.store(&mut few).await?;
+                        self.store(few).await?;
                     }
                 }
                 Incoming::TimelineSwitch(switch) => {
-                    self.store(&mut few).await?;
+                    self.store(few).await?;
                     self.switch(switch).await?;
                 }
                 Incoming::Heartbeat(heartbeat) => {
@@ -539,13 +544,33 @@ impl Running {
             return Ok(());
         };
         let (journal, epoch) = (&self.options.journal, self.options.admission.epoch);
-        let done = bytes <= FEW_BYTES_MAX && journal.append_now(epoch, timeline, &frames)?;
-        if !done {
+        let here = bytes <= FEW_BYTES_MAX && !self.disk_is_slow();
+        if !(here && self.store_now(epoch, timeline, &frames)?) {
             for (lsn, data) in frames {
                 journal.append(epoch, timeline, lsn, data).await?;
             }
         }
         Ok(())
+    }
+
+    fn store_now(
+        &self,
+        epoch: Epoch,
+        timeline: Timeline,
+        frames: &[(Lsn, Bytes)],
+    ) -> Result<bool, AppendError> {
+        let begun = Instant::now();
+        let done = self.options.journal.append_now(epoch, timeline, frames)?;
+        if begun.elapsed() > SYNC_PATIENCE {
+            self.slow_until.set(Some(Instant::now() + SLOW_DISK_MEMORY));
+        }
+        Ok(done)
+    }
+
+    /// A disk that took long a moment ago is waited for by the journal's thread, not by this one, on
+    /// which the connection is kept alive.
+    fn disk_is_slow(&self) -> bool {
+        self.slow_until.get().is_some_and(|until| Instant::now() < until)
     }
 
     async fn switch(&self, switch: v1::TimelineSwitch) -> Result<(), StreamEnd> {
@@ -646,18 +671,20 @@ fn message_in(received: Received) -> Result<Incoming, StreamEnd> {
 
 /// What has arrived already, if anything has.
 async fn at_hand(inbound: &mut tonic::Streaming<v1::FromSource>) -> Option<Received> {
-    if let Some(received) = inbound.next().now_or_never() {
-        return Some(received);
+    // The event loop looks at the socket in the first turn, and whoever reads it is woken for the second.
+    for _ in 0..2 {
+        if let Some(received) = inbound.next().now_or_never() {
+            return Some(received);
+        }
+        tokio::task::yield_now().await;
     }
-    // Whoever reads the socket has not had a turn since.
-    tokio::task::yield_now().await;
     inbound.next().now_or_never()
 }
 
 /// What this stream has brought.
 #[derive(Clone, Copy, Debug)]
 struct Arrived {
-    /// The end of the frames taken by the journal; at first the position attached at.
+    /// The end of the frames that came, in the journal or on their way there; at first the position attached at.
     upto_lsn: Lsn,
     /// The newest heartbeat's clock, to be echoed.
     heartbeat_ns: u64,

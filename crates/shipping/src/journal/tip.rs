@@ -1,6 +1,6 @@
 //! `Tip`: the growing end of the journal. Verifies, writes, makes durable, finishes segments.
 //!
-//! One thread owns it. Bytes before `durable_lsn` are compared with what arrives for their place and
+//! It belongs to the writer. Bytes before `durable_lsn` are compared with what arrives for their place and
 //! never rewritten; what is behind it is verified before it is written, and only ever becomes durable
 //! up to the end of a complete record.
 

@@ -211,6 +211,12 @@ impl StatusSender {
         self.wire.try_send(&encode_standby_status(&status))
     }
 
+    /// Ends the connection for both directions at once; what was not written yet never is.
+    pub fn hang_up(&self) {
+        // One that is broken already needs no end.
+        let _ = rustix::net::shutdown(self.wire.stream.as_fd(), rustix::net::Shutdown::Both);
+    }
+
     /// As [`StatusSender::try_send_status`], waiting for room in the socket.
     ///
     /// # Errors

@@ -239,12 +239,16 @@ impl Gate {
     /// Publishes positions: at once after an edge, else every tick.
     fn publish(&mut self) {
         let now = Instant::now();
-        let due = self.published.is_none_or(|last| now.duration_since(last) >= TICK);
-        let progress = self.shared.tell_progress();
+        // A little less than a tick, so that one that comes early is not left out.
+        let due = self.published.is_none_or(|last| now.duration_since(last) >= TICK * 9 / 10);
+        self.shared.tell_progress();
         if !self.shared.take_edge() && !due {
             return;
         }
         self.published = Some(now);
+        // The permit is that of the moment at which the position was read, or an older one: with a later
+        // one, what was released in between would pass for released under it.
+        let (status, flush_lsn) = (self.shared.cell.status(), self.shared.flush_lsn());
         let receivers = self.shared.receivers();
         let waited_for = self.shared.cell.permit().map(|p| p.waited_for).unwrap_or_default();
         let boot_now = self.shared.clock.now();
@@ -253,9 +257,9 @@ impl Gate {
         let (exposure, survives, release_delay) = self.shared.exposed(surviving, known, boot_now);
         let positions = SourcePositions {
             read_at: boot_now,
-            flush_lsn: progress.flush_lsn,
-            released_lsn: progress.released_lsn,
-            permit: self.shared.cell.status().serial,
+            flush_lsn,
+            released_lsn: status.released_upto,
+            permit: status.serial,
             exposure,
             survives,
             release_delay,
@@ -272,7 +276,96 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use understudy_types::{
+        BootInstant, Clock, ClusterId, DurabilityMode, Epoch, Permit, PermitSerial, PromotionId,
+        SegmentSize, SystemId, Timeline, TimelineHistory,
+    };
+
     use super::*;
+    use crate::permit_cell::PermitCell;
+    use crate::source::{SourceIdentity, SourceOptions};
+
+    const EPOCH: Epoch = Epoch { incarnation: 0, number: 1 };
+    const PROMOTION: PromotionId = PromotionId(uuid::Uuid::from_u128(1));
+
+    fn permit(serial: u64, mode: DurabilityMode) -> Permit {
+        Permit {
+            serial: PermitSerial(serial),
+            epoch: EPOCH,
+            promotion: PROMOTION,
+            deadline: BootInstant(u64::MAX),
+            mode,
+            waited_for: Vec::new(),
+            quorum: 0,
+            sole_survivor: false,
+            credit: Lsn::MAX,
+            exposure_max: None,
+        }
+    }
+
+    fn release(cell: &PermitCell, clock: &dyn Clock, upto: Lsn) {
+        cell.with_open(EPOCH, clock, |_, _, _| (Some(upto), ())).unwrap();
+    }
+
+    struct Still;
+
+    impl Clock for Still {
+        fn now(&self) -> BootInstant {
+            BootInstant(1)
+        }
+    }
+
+    /// While it is read, a session releases and the core sets a stricter permit.
+    struct Meddling {
+        cell: Arc<PermitCell>,
+        armed: AtomicBool,
+    }
+
+    impl Clock for Meddling {
+        fn now(&self) -> BootInstant {
+            if self.armed.swap(false, Ordering::SeqCst) {
+                release(&self.cell, &Still, Lsn(1000));
+                self.cell.set(permit(2, DurabilityMode::Zero)).unwrap();
+            }
+            Still.now()
+        }
+    }
+
+    #[test]
+    fn a_position_is_never_published_with_a_permit_that_came_after_it() {
+        let cell = Arc::new(PermitCell::new(EPOCH));
+        let clock = Arc::new(Meddling { cell: Arc::clone(&cell), armed: AtomicBool::new(false) });
+        cell.set(permit(1, DurabilityMode::BestEffort)).unwrap();
+        release(&cell, &Still, Lsn(100));
+        let history = TimelineHistory::root(Timeline::FIRST);
+        let options = SourceOptions {
+            socket_dir: "/nowhere".into(),
+            port: 1,
+            user: "nobody".to_owned(),
+            gate_name: "gate".to_owned(),
+            identity: SourceIdentity {
+                cluster: ClusterId(uuid::Uuid::from_u128(2)),
+                system_id: SystemId(1),
+                epoch: EPOCH,
+                promotion: PROMOTION,
+                history,
+            },
+            segment_size: SegmentSize::DEFAULT,
+            slot_prefix: "understudy_".to_owned(),
+            assumed_since: BootInstant(0),
+            journal: None,
+        };
+        let meddling: Arc<Meddling> = Arc::clone(&clock);
+        let shared = Arc::new(Shared::new(options, cell, clock));
+        let mut gate = Gate::new(Arc::clone(&shared));
+        meddling.armed.store(true, Ordering::SeqCst);
+        gate.publish();
+        assert!(!meddling.armed.load(Ordering::SeqCst), "nothing happened in between");
+        let published = shared.positions.borrow().clone();
+        assert_eq!((published.released_lsn, published.permit), (Lsn(100), Some(PermitSerial(1))));
+    }
 
     #[test]
     fn only_time_that_was_listened_to_is_silence_and_an_answer_ends_it() {

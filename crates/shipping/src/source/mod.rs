@@ -31,6 +31,7 @@ use self::state::Shared;
 use crate::journal::Journal;
 use crate::permit_cell::PermitCell;
 use crate::replication::ConnectOptions;
+use crate::thread::run_on_its_own;
 
 /// Messages to one receiver that may wait in memory: 16 frames of up to 256 KiB.
 const CHANNEL_MESSAGES_MAX: usize = 16;
@@ -110,20 +111,14 @@ impl Source {
         clock: Arc<dyn Clock>,
     ) -> Result<SourceHandle, StartError> {
         let shared = Arc::new(Shared::new(options, cell, clock));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(StartError)?;
         let gate = Gate::new(Arc::clone(&shared));
         let gone = shared.gate_gone.clone();
-        std::thread::Builder::new()
-            .name("understudy-gate".to_owned())
-            .spawn(move || {
-                // Also when it panics: nobody may wait for ever for a gate that is gone.
-                let _gone = gone.drop_guard();
-                runtime.block_on(gate.run());
-            })
-            .map_err(StartError)?;
+        run_on_its_own("understudy-gate", move || async move {
+            // Also when it panics: nobody may wait for ever for a gate that is gone.
+            let _gone = gone.drop_guard();
+            gate.run().await;
+        })
+        .map_err(StartError)?;
         Ok(SourceHandle { shared })
     }
 }

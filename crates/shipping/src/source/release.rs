@@ -94,6 +94,11 @@ impl Shared {
         known.flush_lsn = known.flush_lsn.max(lsn);
     }
 
+    /// How far the primary has flushed.
+    pub(super) fn flush_lsn(&self) -> Lsn {
+        self.known().flush_lsn
+    }
+
     /// When the gate has to be judged though nothing else happens.
     pub(super) fn look_again(&self) -> Option<Instant> {
         self.known().look_again
@@ -112,15 +117,13 @@ impl Shared {
     }
 
     /// Tells heartbeats how far everything is.
-    pub(super) fn tell_progress(&self) -> Progress {
-        let mut progress = Progress::default();
+    pub(super) fn tell_progress(&self) {
         // Read where it is told, so that of two threads none tells what the other has surpassed.
         self.progress.send_if_modified(|told| {
             let released_lsn = self.cell.status().released_upto;
-            progress = Progress { flush_lsn: self.known().flush_lsn, released_lsn };
+            let progress = Progress { flush_lsn: self.flush_lsn(), released_lsn };
             std::mem::replace(told, progress) != progress
         });
-        progress
     }
 
     /// Judges and writes; true if the gate's own thread has something to do about it: there is a moment
@@ -133,12 +136,16 @@ impl Shared {
             Wrote::Nothing | Wrote::Sent => {}
             Wrote::Retry => known.look_again = Some(Instant::now() + RETRY),
             Wrote::Failed(error) => {
-                known.sender = None;
+                // Not a byte of what was begun goes out any more, whoever else holds the connection.
+                if let Some(sender) = known.sender.take() {
+                    sender.hang_up();
+                }
                 known.failure = Some(error);
             }
         }
         let sooner = match (known.look_again, before) {
-            (Some(now), Some(before)) => now < before,
+            // A deadline that was computed anew differs by what passed between two looks at a clock.
+            (Some(now), Some(before)) => now + RETRY < before,
             (now, None) => now.is_some(),
             (None, Some(_)) => false,
         };
@@ -146,6 +153,9 @@ impl Shared {
     }
 
     fn evaluate(&self, known: &mut Known, receivers: &[ReceiverPosition], why: Why) -> Wrote {
+        if self.gate_dropped.is_cancelled() {
+            return Wrote::Nothing;
+        }
         let Some(sender) = known.sender.clone() else { return Wrote::Nothing };
         let (repeat, ask) = match why {
             Why::News => (false, false),

@@ -1,6 +1,7 @@
 //! What the gate, the receivers' sessions and the handle of one source share.
 //!
-//! Locks here are held for a few assignments, never across IO or an await.
+//! Locks here are held for a few assignments, never across an await; that of the gate also over the one
+//! write that does not block.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -9,9 +9,10 @@ use std::time::Duration;
 use futures::Stream;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint, Server as TonicServer};
+use tonic::transport::{Endpoint, Server as TonicServer};
 use tonic::{Request, Response, Status, Streaming};
 use understudy_proto::v1;
+use understudy_proto::v1::from_source::Message as Outgoing;
 use understudy_proto::v1::wal_server::{Wal, WalServer};
 use understudy_shipping::journal::{Journal, JournalOptions};
 use understudy_shipping::permit_cell::PermitCell;
@@ -63,7 +64,7 @@ pub(crate) struct Rig {
     reign: Mutex<Reign>,
     journal: Journal,
     start: Lsn,
-    channel: Mutex<Option<Channel>>,
+    holder: Mutex<Option<Endpoint>>,
     primary: Mutex<Option<Primary>>,
     dir: tempfile::TempDir,
 }
@@ -127,7 +128,7 @@ impl Rig {
             }),
             journal,
             start: Lsn::ZERO,
-            channel: Mutex::new(None),
+            holder: Mutex::new(None),
             primary: Mutex::new(None),
             dir,
         };
@@ -209,13 +210,47 @@ impl Rig {
     }
 
     pub(crate) async fn serve(&self, source: &SourceHandle) {
+        self.serve_by(Service::Source(source.clone())).await;
+    }
+
+    /// A holder that attaches whoever comes, sends the primary's first bytes of WAL in frames of 8 KiB,
+    /// and fails in the same breath; says where those bytes end.
+    pub(crate) async fn serve_a_few_bytes_and_fail(&self) -> Lsn {
+        let (frames_count, frame_bytes) = (7, 8192);
+        let begin = self.start.align_down(SIZE.bytes());
+        let segment = understudy_types::WalSegment::containing(Timeline::FIRST, begin, SIZE);
+        let file = self.dir.path().join("primary/pg_wal").join(segment.file_name(SIZE));
+        let wal = std::fs::read(file).unwrap();
+        let reign = self.reign();
+        let mut script = vec![Outgoing::Attached(v1::Attached {
+            epoch: Some(reign.epoch.into()),
+            promotion: reign.promotion.to_string(),
+            system_id: self.system_id().0,
+            segment_size_bytes: SIZE.into(),
+            timeline: 1,
+            start_lsn: begin.0,
+        })];
+        for (index, data) in wal.chunks(frame_bytes).take(frames_count).enumerate() {
+            script.push(Outgoing::Frame(v1::Frame {
+                epoch: Some(reign.epoch.into()),
+                timeline: 1,
+                lsn: begin.0 + (index * frame_bytes) as u64,
+                crc32c: crc32c::crc32c(data),
+                data: data.to_vec().into(),
+            }));
+        }
+        self.serve_by(Service::Script(script)).await;
+        begin + (frames_count * frame_bytes) as u64
+    }
+
+    async fn serve_by(&self, service: Service) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-        let service = WalServer::new(Service(source.clone()));
+        let service = WalServer::new(service);
         tokio::spawn(TonicServer::builder().add_service(service).serve_with_incoming(incoming));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-        *self.channel.lock().unwrap() = Some(endpoint.connect_lazy());
+        *self.holder.lock().unwrap() = Some(endpoint);
     }
 
     pub(crate) fn permit(&self, mode: DurabilityMode, waited_for: &[NodeId], ttl: Duration) {
@@ -247,9 +282,9 @@ impl Rig {
     pub(crate) fn receiver_of_epoch(&self, number: u64) -> ReceiverHandle {
         let serial = PermitSerial(self.serial.fetch_add(1, Ordering::SeqCst) + 1);
         let epoch = Epoch { incarnation: 0, number };
-        let channel = self.channel.lock().unwrap().clone().unwrap();
+        let holder = self.holder.lock().unwrap().clone().unwrap();
         let options = ReceiverOptions {
-            connect: Arc::new(move || channel.clone()),
+            connect: Arc::new(move || holder.connect_lazy()),
             journal: self.journal.clone(),
             admission: Admission {
                 serial,
@@ -384,7 +419,11 @@ impl Rig {
     }
 }
 
-struct Service(SourceHandle);
+enum Service {
+    Source(SourceHandle),
+    /// What is sent, before an error.
+    Script(Vec<Outgoing>),
+}
 
 #[tonic::async_trait]
 impl Wal for Service {
@@ -396,8 +435,20 @@ impl Wal for Service {
         &self,
         request: Request<Streaming<v1::ToSource>>,
     ) -> Result<Response<ToReceiver>, Status> {
+        let source = match self {
+            Service::Source(source) => source,
+            Service::Script(script) => {
+                let (sender, answer) = tokio::sync::mpsc::channel(script.len() + 1);
+                for message in script.clone() {
+                    let message = v1::FromSource { message: Some(message) };
+                    sender.try_send(Ok(message)).unwrap();
+                }
+                sender.try_send(Err(Status::unavailable("the holder is lost"))).unwrap();
+                return Ok(Response::new(ToReceiver::new(answer)));
+            }
+        };
         let peer = Peer { node: NodeId(2), name: "south-1".parse().unwrap() };
-        Ok(Response::new(self.0.attach(request.into_inner(), peer)))
+        Ok(Response::new(source.attach(request.into_inner(), peer)))
     }
 
     async fn tunnel(
