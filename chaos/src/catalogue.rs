@@ -377,7 +377,12 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     Row::new("F-51", "wraparound is near", "an alarm only", NotYet("alarms")),
     // Disks.
-    Row::new("F-52", "the active's pg_wal is full", "as F-3", NotYet(STORAGE)),
+    Row::new(
+        "F-52",
+        "the active's disk has no room",
+        "its server panics and cannot come back; the other takes over; nothing is lost",
+        Built(disks::active_s_disk_is_full),
+    ),
     Row::new(
         "F-53",
         "the passive's journal has no room",
@@ -385,19 +390,29 @@ pub(crate) const ROWS: &[Row] = &[
         Built(disks::passive_s_journal_is_full),
     ),
     Row::new("F-54", "the archive is full", "slots stay bounded", NotYet(ARCHIVE)),
-    Row::new("F-55", "the consensus' log is full", "the node stops voting", NotYet(STORAGE)),
+    Row::new(
+        "F-55",
+        "the witness's consensus has no room",
+        "its daemon ends and says why; commits go on; it comes back once there is room",
+        Built(disks::witness_s_consensus_has_no_room),
+    ),
     Row::new(
         "F-56",
-        "fsync of the consensus' log fails",
-        "fatal; never tried again",
-        NotYet(STORAGE),
+        "syncs of the active's consensus fail",
+        "fatal, never tried again; the other takes over",
+        Built(disks::active_s_consensus_cannot_sync),
     ),
-    Row::new("F-57", "fsync of the passive's journal fails", "no acknowledgement", NotYet(STORAGE)),
+    Row::new(
+        "F-57",
+        "syncs of the passive's journal fail",
+        "its daemon ends; nothing is confirmed that is not durable; it comes back from its files",
+        Built(disks::passive_s_journal_cannot_sync),
+    ),
     Row::new(
         "F-58",
-        "fdatasync of the active's server fails",
-        "PANIC, then failover",
-        NotYet(STORAGE),
+        "syncs of the active's server fail",
+        "it panics and is started again, or the other takes over; nothing is lost",
+        Built(disks::active_s_server_cannot_sync),
     ),
     Row::new("F-59", "fsync lies", "the hash chain shows it at restart", NotYet(STORAGE)),
     Row::new(
@@ -423,16 +438,31 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     Row::new("F-64", "a bit of WAL flips at rest", "scrubbing finds it", NotYet(ARCHIVE)),
     Row::new("F-65", "a bit of a backup flips", "verification fails loudly", NotYet(ARCHIVE)),
-    Row::new("F-66", "a corrupt snapshot of the consensus", "it refuses to start", NotYet(STORAGE)),
+    Row::new(
+        "F-66",
+        "the witness's consensus is damaged",
+        "it refuses to start and says why; commits go on",
+        Built(disks::witness_s_consensus_is_damaged),
+    ),
     Row::new("F-67", "the consensus' vote is gone", "it refuses to start", NotYet(STORAGE)),
     Row::new(
         "F-68",
-        "the consensus' directory is wiped",
-        "the others refuse the old identity",
-        NotYet(STORAGE),
+        "the witness's consensus is gone",
+        "the others refuse it under its old number; commits go on",
+        Built(disks::witness_s_consensus_is_gone),
     ),
-    Row::new("F-69", "the consensus' directory is an old copy", "it is refused", NotYet(STORAGE)),
-    Row::new("F-70", "a slow disk", "no failover within the budget", NotYet(STORAGE)),
+    Row::new(
+        "F-69",
+        "the witness's consensus is an old copy",
+        "the others refuse it; commits go on",
+        Built(disks::witness_s_consensus_is_an_old_copy),
+    ),
+    Row::new(
+        "F-70",
+        "syncs of both sites' daemons take 200 ms more",
+        "commits are slow; nobody takes over",
+        Built(disks::disks_are_slow),
+    ),
     Row::new("F-71", "one write hangs", "the lease ends", NotYet(STORAGE)),
     Row::new("F-72", "the disk turns read-only", "it fails closed", NotYet(STORAGE)),
     Row::new(
@@ -441,7 +471,12 @@ pub(crate) const ROWS: &[Row] = &[
         "promotion is refused",
         NotYet(STORAGE),
     ),
-    Row::new("F-74", "PGDATA belongs to somebody else", "no restart storm", NotYet(STORAGE)),
+    Row::new(
+        "F-74",
+        "the active's data directory belongs to somebody else",
+        "it cannot serve; the other takes over; no restart storm",
+        Built(disks::active_s_data_belongs_to_somebody_else),
+    ),
     // Clocks.
     Row::new(
         "F-75",

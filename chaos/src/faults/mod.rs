@@ -5,6 +5,7 @@ pub(crate) mod clocks;
 pub(crate) mod flows;
 pub(crate) mod links;
 pub(crate) mod processes;
+pub(crate) mod syscalls;
 pub(crate) mod wire;
 
 #[cfg(test)]

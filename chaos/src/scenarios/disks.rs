@@ -1,15 +1,78 @@
-//! F-53: disks that have no room.
+//! F-52 to F-74: disks that have no room, fail, are slow, or hold something else than they should.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{LEASE, TAKEOVER, last, seconds};
-use crate::command::said;
+use crate::arena::SITES;
+use crate::command::{output, said};
+use crate::faults::Fault;
 use crate::faults::acts::Act;
 use crate::faults::processes::Killed;
+use crate::faults::syscalls::{Disk, Injected};
+use crate::lab::{Lab, WITNESS};
 use crate::stage::{RETURN_TIMEOUT, Stage};
+
+/// For a daemon to find that it cannot go on.
+const ENDS: std::time::Duration = seconds(60);
+
+/// While its site is down, a directory is moved onto a small file system of its own, with the same owner.
+fn onto_a_small_file_system(directory: &Path, size: &str) -> Result<()> {
+    let owner = fs::metadata(directory).with_context(|| format!("{}", directory.display()))?;
+    let aside = directory.with_extension("aside");
+    fs::rename(directory, &aside).context("move the directory aside")?;
+    fs::create_dir(directory).context("make a place for the small file system")?;
+    let (uid, gid, mode) = (owner.uid(), owner.gid(), owner.mode() & 0o7777);
+    let options = format!("size={size},uid={uid},gid={gid},mode={mode:o}");
+    said(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(directory))?;
+    said(Command::new("cp").arg("-a").arg(aside.join(".")).arg(directory))
+}
+
+/// Takes all the room that is left on a file system.
+fn filled(directory: &Path, what: &'static str) -> Result<Act<'static>> {
+    let filler = directory.join("filler");
+    let write = Command::new("dd")
+        .args(["if=/dev/zero", "bs=64k", "status=none"])
+        .arg(format!("of={}", filler.display()))
+        .output();
+    // dd ends with an error: that is the proof's first half.
+    let full = !write.context("run dd")?.status.success();
+    let proof = move || Ok(full.then(|| format!("no space left beside {what}")));
+    Ok(Act::seen_by(proof).undone_by(move || Ok(fs::remove_file(&filler)?)))
+}
+
+/// F-52. Everything of a site lies on one small disk; the site is the passive at first, and the active
+/// after a switchover.
+pub(crate) fn active_s_disk_is_full(stage: &mut Stage) -> Result<()> {
+    let (other, chosen) = stage.sites();
+    // A file system on a file system: the cluster is not used for another row.
+    stage.spent = true;
+    stage.inflict(|lab| Killed::sites(lab, &[chosen]))?;
+    let data = stage.lab.site_dir(chosen).join("data");
+    onto_a_small_file_system(&data, "1g")?;
+    stage.lab.start(chosen)?;
+    stage.protected_again()?;
+    output(&mut stage.lab.operator(&["switchover", "--reason", "F-52", "--wait"]))?;
+    stage.protected_again()?;
+    stage.new_round()?;
+    ensure!(stage.sites() == (chosen, other), "the switchover did not go to {chosen}");
+    let filling = stage.inflict(|_| filled(&data, "everything of the active"))?;
+    // Segments that are kept for reuse have their room already.
+    let lab = stage.lab;
+    lab.until("the disk to be needed", seconds(60), || {
+        let refused = lab.sql(chosen, "postgres", "SELECT pg_switch_wal()").is_err();
+        refused || lab.epoch().is_some_and(|epoch| epoch > stage.first_epoch + 1)
+    })?;
+    stage.takes_over(other, TAKEOVER * 2)?;
+    stage.commits_go_on_at_the_new_side(seconds(3))?;
+    stage.heal(filling)?;
+    lab.start_the_dead()?;
+    stage.protected_again()
+}
 
 /// F-53. While its site is down, the passive's journal is moved onto a small file system of its own,
 /// which is filled later.
@@ -19,30 +82,14 @@ pub(crate) fn passive_s_journal_is_full(stage: &mut Stage) -> Result<()> {
     stage.spent = true;
     stage.inflict(|lab| Killed::sites(lab, &[passive]))?;
     let journal = stage.lab.site_dir(passive).join("data/wal");
-    let aside = journal.with_extension("aside");
-    fs::rename(&journal, &aside).context("move the journal aside")?;
-    fs::create_dir(&journal).context("make a place for the small file system")?;
-    said(Command::new("mount").args(["-t", "tmpfs", "-o", "size=400m", "tmpfs"]).arg(&journal))?;
-    said(Command::new("cp").arg("-a").arg(aside.join(".")).arg(&journal))?;
+    onto_a_small_file_system(&journal, "400m")?;
     stage.lab.start(passive)?;
     stage
         .lab
         .until("the passive to be back", RETURN_TIMEOUT, || stage.lab.protected_under(active))?;
     stage.acknowledged_again(TAKEOVER)?;
 
-    let filler = journal.join("filler");
-    let filling = stage.inflict(|_| {
-        let write = Command::new("dd")
-            .args(["if=/dev/zero", "bs=1M", "status=none"])
-            .arg(format!("of={}", filler.display()))
-            .output();
-        // dd ends with an error: that is the proof's first half.
-        let full = !write.context("run dd")?.status.success();
-        let filler = filler.clone();
-        let proof =
-            move || Ok(full.then(|| "no space left beside the passive's journal".to_owned()));
-        Ok(Act::seen_by(proof).undone_by(move || Ok(fs::remove_file(&filler)?)))
-    })?;
+    let filling = stage.inflict(|_| filled(&journal, "the passive's journal"))?;
     // A segment that exists is written into without new room; a new one needs it.
     stage.lab.sql(active, "postgres", "SELECT pg_switch_wal()")?;
     if stage.is_zero() {
@@ -57,4 +104,257 @@ pub(crate) fn passive_s_journal_is_full(stage: &mut Stage) -> Result<()> {
     stage.lab.start_the_dead()?;
     stage.acknowledged_again(RETURN_TIMEOUT)?;
     stage.nobody_has_taken_over()
+}
+
+/// Where a site's consensus is stored.
+fn raft_file(lab: &Lab, site: &str) -> PathBuf {
+    lab.site_dir(site).join("data/raft/raft.redb")
+}
+
+fn broken<'a>(
+    lab: &Lab,
+    site: &'static str,
+    disk: Disk,
+    files: &[PathBuf],
+) -> Result<impl Fault + use<'a>> {
+    let pid = lab.daemon(site).with_context(|| format!("find the daemon of {site}"))?;
+    let record = lab.site_dir(site).join("strace.record");
+    Injected::begin(format!("daemon of {site}"), disk, &[pid], files, &record)
+}
+
+/// What daemons have said by now, so that only what comes after it is looked at.
+fn said_by_now(lab: &Lab) -> Vec<usize> {
+    SITES.iter().map(|site| lab.said(site).map_or(0, |log| log.len())).collect()
+}
+
+/// The last line with `word` in it that one of `sites` has written since.
+fn line_since(lab: &Lab, sites: &[&str], before: &[usize], word: &str) -> Result<Option<String>> {
+    for (site, before) in SITES.iter().zip(before).filter(|(site, _)| sites.contains(site)) {
+        let log = lab.said(site)?;
+        let new = log.get(*before..).unwrap_or_default();
+        if let Some(line) = new.lines().rev().find(|line| line.contains(word)) {
+            return Ok(Some(format!("{site}: {}", line.chars().take(300).collect::<String>())));
+        }
+    }
+    Ok(None)
+}
+
+/// A daemon ends by itself, and says why in a line that names `word`.
+fn ends_by_itself(
+    stage: &mut Stage,
+    site: &'static str,
+    before: &[usize],
+    word: &str,
+) -> Result<()> {
+    let lab = stage.lab;
+    lab.until(&format!("the daemon of {site} to end"), ENDS, || lab.daemon(site).is_none())?;
+    let why = line_since(lab, &[site], before, word)?;
+    stage.note(why.with_context(|| format!("{site}'s last words do not name {word:?}"))?);
+    Ok(())
+}
+
+/// F-55.
+pub(crate) fn witness_s_consensus_has_no_room(stage: &mut Stage) -> Result<()> {
+    let (files, before) = ([raft_file(stage.lab, WITNESS)], said_by_now(stage.lab));
+    let full = stage.inflict(|lab| broken(lab, WITNESS, Disk::IsFull, &files))?;
+    ends_by_itself(stage, WITNESS, &before, "No space left")?;
+    stage.commits_go_on_for(LEASE * 2)?;
+    stage.heal(full)?;
+    stage.lab.start(WITNESS)?;
+    stage.protected_again()?;
+    stage.nobody_has_taken_over()
+}
+
+/// F-56. At the active: whoever cannot vote any more does not go on serving either.
+pub(crate) fn active_s_consensus_cannot_sync(stage: &mut Stage) -> Result<()> {
+    let (active, passive) = stage.sites();
+    let (files, before) = ([raft_file(stage.lab, active)], said_by_now(stage.lab));
+    let failing = stage.inflict(|lab| broken(lab, active, Disk::FailsToSync, &files))?;
+    ends_by_itself(stage, active, &before, "os error 5")?;
+    stage.takes_over(passive, TAKEOVER)?;
+    stage.heal(failing)?;
+    stage.lab.start(active)?;
+    stage.protected_again()
+}
+
+/// F-57.
+pub(crate) fn passive_s_journal_cannot_sync(stage: &mut Stage) -> Result<()> {
+    let (_, passive) = stage.sites();
+    let journal = stage.lab.site_dir(passive).join("data/wal");
+    let (files, before) = (files_below(&journal)?, said_by_now(stage.lab));
+    let failing = stage.inflict(|lab| broken(lab, passive, Disk::FailsToSync, &files))?;
+    ends_by_itself(stage, passive, &before, "os error 5")?;
+    if stage.is_zero() {
+        stage.commits_wait_for(LEASE)?;
+    } else {
+        stage.commits_go_on_for(LEASE)?;
+    }
+    stage.heal(failing)?;
+    stage.lab.start(passive)?;
+    stage.acknowledged_again(RETURN_TIMEOUT)?;
+    stage.nobody_has_taken_over()
+}
+
+fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).with_context(|| format!("{}", directory.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(files_below(&entry.path())?);
+        } else {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// F-58. A panic ends the whole server, and what is started in its place has a disk that works.
+pub(crate) fn active_s_server_cannot_sync(stage: &mut Stage) -> Result<()> {
+    let (active, _) = stage.sites();
+    let lab = stage.lab;
+    let log = lab.site_dir(active).join("data/postgres-log/postgres.log");
+    let panics = || fs::read_to_string(&log).map_or(0, |log| log.matches("PANIC:").count());
+    let before = panics();
+    let failing = stage.inflict(|lab| {
+        let processes = lab.processes(active);
+        let servers: Vec<_> =
+            processes.iter().filter(|process| process.is_postgres()).map(|p| p.pid).collect();
+        let record = lab.site_dir(active).join("strace.record");
+        Injected::begin(format!("server of {active}"), Disk::FailsToSync, &servers, &[], &record)
+    })?;
+    lab.until("the server to panic", seconds(30), || panics() > before)?;
+    stage.somebody_serves(TAKEOVER)?;
+    stage.heal(failing)?;
+    stage.protected_again()
+}
+
+/// The witness is down while its consensus' file is changed, and is started on that.
+fn witness_starts_on(
+    stage: &mut Stage,
+    what: &'static str,
+    change: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    stage.inflict(|lab| Killed::daemon(lab, WITNESS))?;
+    witness_s_door_is_free(stage)?;
+    let file = raft_file(stage.lab, WITNESS);
+    let good = file.with_extension("good");
+    fs::copy(&file, &good).context("keep the good file")?;
+    change(&file)?;
+    stage.add(|_| Ok(Act::seen_by(move || Ok(Some(what.to_owned())))))?;
+    stage.lab.start(WITNESS)?;
+    Ok(good)
+}
+
+/// A process that was killed lets go of its sockets when the last of its threads is gone.
+fn witness_s_door_is_free(stage: &Stage) -> Result<()> {
+    let free = || stage.lab.listens(WITNESS).is_ok_and(|listens| !listens);
+    stage.lab.until("the witness's door to be free", seconds(10), free).map(drop)
+}
+
+/// It gets its own file back, and counts again.
+fn witness_is_whole_again(stage: &mut Stage, good: &Path) -> Result<()> {
+    if stage.lab.daemon(WITNESS).is_some() {
+        stage.add(|lab| Killed::daemon(lab, WITNESS))?;
+        witness_s_door_is_free(stage)?;
+    }
+    fs::copy(good, raft_file(stage.lab, WITNESS)).context("put the good file back")?;
+    stage.lab.start(WITNESS)?;
+    let lab = stage.lab;
+    lab.until("the witness to hear a majority again", TAKEOVER, || {
+        lab.status_of(WITNESS).is_some_and(|status| status["majority"] == true)
+    })?;
+    stage.protected_again()
+}
+
+/// F-66.
+pub(crate) fn witness_s_consensus_is_damaged(stage: &mut Stage) -> Result<()> {
+    let before = said_by_now(stage.lab);
+    let good = witness_starts_on(stage, "the witness's consensus is overwritten", |file| {
+        let mut bytes = fs::read(file)?;
+        // Its header stays, so that it opens; everything else is another file's.
+        bytes.iter_mut().skip(4096).for_each(|byte| *byte ^= 0x5a);
+        Ok(fs::write(file, bytes)?)
+    })?;
+    ends_by_itself(stage, WITNESS, &before, "corrupted")?;
+    stage.commits_go_on_for(LEASE * 2)?;
+    witness_is_whole_again(stage, &good)
+}
+
+/// F-68.
+pub(crate) fn witness_s_consensus_is_gone(stage: &mut Stage) -> Result<()> {
+    let before = said_by_now(stage.lab);
+    let good = witness_starts_on(stage, "the witness's consensus is removed", |file| {
+        Ok(fs::remove_file(file)?)
+    })?;
+    refused_by_the_others(stage, &before)?;
+    witness_is_whole_again(stage, &good)
+}
+
+/// F-69.
+pub(crate) fn witness_s_consensus_is_an_old_copy(stage: &mut Stage) -> Result<()> {
+    stage.inflict(|lab| Killed::daemon(lab, WITNESS))?;
+    witness_s_door_is_free(stage)?;
+    let file = raft_file(stage.lab, WITNESS);
+    let old = file.with_extension("old");
+    fs::copy(&file, &old).context("copy the witness's consensus")?;
+    stage.lab.start(WITNESS)?;
+    stage.protected_again()?;
+    // What is agreed on meanwhile is not in the copy.
+    output(&mut stage.lab.operator(&["switchover", "--reason", "F-69", "--wait"]))?;
+    stage.protected_again()?;
+    stage.new_round()?;
+    let before = said_by_now(stage.lab);
+    let good = witness_starts_on(stage, "the witness's consensus is an old copy", |file| {
+        Ok(fs::copy(&old, file).map(drop)?)
+    })?;
+    refused_by_the_others(stage, &before)?;
+    witness_is_whole_again(stage, &good)
+}
+
+/// A node whose storage is not what it voted with is not counted, and the other two go on.
+fn refused_by_the_others(stage: &mut Stage, before: &[usize]) -> Result<()> {
+    stage.commits_go_on_for(LEASE * 3)?;
+    let lab = stage.lab;
+    let counted = lab.status_of(WITNESS).is_some_and(|status| status["majority"] == true);
+    ensure!(!counted, "the witness counts with a storage that is not its own");
+    let here = line_since(lab, &[WITNESS], before, "refuse")?;
+    let there = line_since(lab, &SITES, before, "refuse")?;
+    stage.note(here.or(there).context("nobody says that it is refused")?);
+    Ok(())
+}
+
+/// F-70. Both sites' daemons, with their consensus and the passive's journal.
+pub(crate) fn disks_are_slow(stage: &mut Stage) -> Result<()> {
+    let (active, passive) = stage.sites();
+    let here = stage.inflict(|lab| broken(lab, active, Disk::IsSlow(200), &[]))?;
+    let there = stage.add(|lab| broken(lab, passive, Disk::IsSlow(200), &[]))?;
+    stage.nobody_takes_over_for(LEASE * 4)?;
+    stage.acknowledged_again(TAKEOVER)?;
+    stage.heal(here)?;
+    stage.heal(there)?;
+    stage.commits_go_on_for(LEASE)
+}
+
+/// F-74.
+pub(crate) fn active_s_data_belongs_to_somebody_else(stage: &mut Stage) -> Result<()> {
+    let (active, passive) = stage.sites();
+    let pgdata = stage.lab.pgdata(active);
+    let owner = fs::metadata(&pgdata)?;
+    let taken = stage.inflict(|_| {
+        chown(&pgdata, Some(0), Some(0)).context("take the data directory away")?;
+        let (seen, given) = (pgdata.clone(), pgdata.clone());
+        let proof = move || {
+            let uid = fs::metadata(&seen)?.uid();
+            Ok((uid == 0).then(|| "the data directory belongs to root".to_owned()))
+        };
+        let undo = move || Ok(chown(&given, Some(owner.uid()), Some(owner.gid()))?);
+        Ok(Act::seen_by(proof).undone_by(undo))
+    })?;
+    stage.takes_over(passive, TAKEOVER * 2)?;
+    stage.heal(taken)?;
+    // Its node has refused to touch what it could not read, and waits for an operator, who starts it anew.
+    stage.add(|lab| Killed::daemon(lab, active))?;
+    last(seconds(1));
+    stage.lab.start(active)?;
+    stage.protected_again()
 }

@@ -208,17 +208,24 @@ impl Probe {
 
 impl Server {
     /// Asks whether the postmaster lets sessions in, by opening one. A refusal in the server's own
-    /// words (too many clients, starting up) is an answer too; silence is none.
+    /// words (too many clients, starting up) is an answer too; silence is none, nor is that the server
+    /// cannot read its own files.
     ///
     /// # Errors
-    /// When nothing is heard in time, or nobody listens.
+    /// When nothing is heard in time, nobody listens, or no session can come to anything.
     pub async fn knock(&self, patience: Duration) -> Result<()> {
         match connection::open(self.settings(), patience).await {
             Ok(session) => {
                 connection::close(session).await;
                 Ok(())
             }
-            Err(Error::Connect { source, .. }) if source.as_database_error().is_some() => Ok(()),
+            Err(Error::Connect { source, .. })
+                if source.as_database_error().is_some_and(|said| {
+                    !said.code().is_some_and(|code| nobody_can_be_served(&code))
+                }) =>
+            {
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
@@ -237,6 +244,14 @@ impl Server {
     }
 }
 
+/// SQLSTATEs with which a superuser's session over the local socket ends at once only if the server is
+/// broken: system errors, internal ones and corruption, files that it may not open, a full disk
+/// (`errcode_for_file_access` in PostgreSQL's elog.c).
+fn nobody_can_be_served(sqlstate: &str) -> bool {
+    let class = sqlstate.get(..2).unwrap_or_default();
+    matches!(class, "58" | "XX" | "F0") || matches!(sqlstate, "42501" | "53100")
+}
+
 /// Has the runtime watch a descriptor for being readable.
 #[allow(unsafe_code)]
 fn watched(handle: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
@@ -244,4 +259,21 @@ fn watched(handle: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     // lives, and an OwnedFd is exactly that.
     let watched = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) };
     watched.map_err(|error| error.into_parts().1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nobody_can_be_served;
+
+    #[test]
+    fn a_full_house_is_an_answer_and_unreadable_files_are_none() {
+        // too_many_connections, cannot_connect_now, admin_shutdown, invalid_password, out_of_memory.
+        for answer in ["53300", "57P03", "57P01", "28P01", "53200"] {
+            assert!(!nobody_can_be_served(answer), "{answer}");
+        }
+        // insufficient_privilege for its own files, disk_full, io_error, undefined_file, data_corrupted.
+        for broken in ["42501", "53100", "58030", "58P01", "XX001"] {
+            assert!(nobody_can_be_served(broken), "{broken}");
+        }
+    }
 }
