@@ -7,10 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{LEASE, TAKEOVER, last, seconds};
+use super::{LEASE, TAKEOVER, files_below, last, seconds};
 use crate::arena::SITES;
 use crate::command::{output, said};
-use crate::faults::Fault;
 use crate::faults::acts::Act;
 use crate::faults::processes::Killed;
 use crate::faults::syscalls::{Disk, Injected};
@@ -20,8 +19,16 @@ use crate::stage::{RETURN_TIMEOUT, Stage};
 /// For a daemon to find that it cannot go on.
 const ENDS: std::time::Duration = seconds(60);
 
-/// While its site is down, a directory is moved onto a small file system of its own, with the same owner.
-fn onto_a_small_file_system(directory: &Path, size: &str) -> Result<()> {
+/// A site begins anew with a directory of its own on a small file system, with the same owner.
+fn site_on_a_small_file_system(
+    stage: &mut Stage,
+    site: &'static str,
+    directory: &Path,
+    size: &str,
+) -> Result<()> {
+    // A file system on a file system: the cluster is not used for another row.
+    stage.spent = true;
+    stage.inflict(|lab| Killed::sites(lab, &[site]))?;
     let owner = fs::metadata(directory).with_context(|| format!("{}", directory.display()))?;
     let aside = directory.with_extension("aside");
     fs::rename(directory, &aside).context("move the directory aside")?;
@@ -29,7 +36,8 @@ fn onto_a_small_file_system(directory: &Path, size: &str) -> Result<()> {
     let (uid, gid, mode) = (owner.uid(), owner.gid(), owner.mode() & 0o7777);
     let options = format!("size={size},uid={uid},gid={gid},mode={mode:o}");
     said(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(directory))?;
-    said(Command::new("cp").arg("-a").arg(aside.join(".")).arg(directory))
+    said(Command::new("cp").arg("-a").arg(aside.join(".")).arg(directory))?;
+    stage.lab.start(site)
 }
 
 /// Takes all the room that is left on a file system.
@@ -49,12 +57,8 @@ fn filled(directory: &Path, what: &'static str) -> Result<Act<'static>> {
 /// after a switchover.
 pub(crate) fn active_s_disk_is_full(stage: &mut Stage) -> Result<()> {
     let (other, chosen) = stage.sites();
-    // A file system on a file system: the cluster is not used for another row.
-    stage.spent = true;
-    stage.inflict(|lab| Killed::sites(lab, &[chosen]))?;
     let data = stage.lab.site_dir(chosen).join("data");
-    onto_a_small_file_system(&data, "1g")?;
-    stage.lab.start(chosen)?;
+    site_on_a_small_file_system(stage, chosen, &data, "1g")?;
     stage.protected_again()?;
     output(&mut stage.lab.operator(&["switchover", "--reason", "F-52", "--wait"]))?;
     stage.protected_again()?;
@@ -78,12 +82,8 @@ pub(crate) fn active_s_disk_is_full(stage: &mut Stage) -> Result<()> {
 /// which is filled later.
 pub(crate) fn passive_s_journal_is_full(stage: &mut Stage) -> Result<()> {
     let (active, passive) = stage.sites();
-    // A file system on a file system: the cluster is not used for another row.
-    stage.spent = true;
-    stage.inflict(|lab| Killed::sites(lab, &[passive]))?;
     let journal = stage.lab.site_dir(passive).join("data/wal");
-    onto_a_small_file_system(&journal, "400m")?;
-    stage.lab.start(passive)?;
+    site_on_a_small_file_system(stage, passive, &journal, "400m")?;
     stage
         .lab
         .until("the passive to be back", RETURN_TIMEOUT, || stage.lab.protected_under(active))?;
@@ -111,12 +111,7 @@ fn raft_file(lab: &Lab, site: &str) -> PathBuf {
     lab.site_dir(site).join("data/raft/raft.redb")
 }
 
-fn broken<'a>(
-    lab: &Lab,
-    site: &'static str,
-    disk: Disk,
-    files: &[PathBuf],
-) -> Result<impl Fault + use<'a>> {
+fn broken(lab: &Lab, site: &str, disk: Disk, files: &[PathBuf]) -> Result<Injected> {
     let pid = lab.daemon(site).with_context(|| format!("find the daemon of {site}"))?;
     let record = lab.site_dir(site).join("strace.record");
     Injected::begin(format!("daemon of {site}"), disk, &[pid], files, &record)
@@ -181,7 +176,8 @@ pub(crate) fn active_s_consensus_cannot_sync(stage: &mut Stage) -> Result<()> {
 pub(crate) fn passive_s_journal_cannot_sync(stage: &mut Stage) -> Result<()> {
     let (_, passive) = stage.sites();
     let journal = stage.lab.site_dir(passive).join("data/wal");
-    let (files, before) = (files_below(&journal)?, said_by_now(stage.lab));
+    let (files, before) = (files_below(&journal), said_by_now(stage.lab));
+    ensure!(!files.is_empty(), "the passive's journal has no files");
     let failing = stage.inflict(|lab| broken(lab, passive, Disk::FailsToSync, &files))?;
     ends_by_itself(stage, passive, &before, "os error 5")?;
     if stage.is_zero() {
@@ -193,19 +189,6 @@ pub(crate) fn passive_s_journal_cannot_sync(stage: &mut Stage) -> Result<()> {
     stage.lab.start(passive)?;
     stage.acknowledged_again(RETURN_TIMEOUT)?;
     stage.nobody_has_taken_over()
-}
-
-fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).with_context(|| format!("{}", directory.display()))? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            found.extend(files_below(&entry.path())?);
-        } else {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
 }
 
 /// F-58. A panic ends the whole server, and what is started in its place has a disk that works.
@@ -235,27 +218,32 @@ fn witness_starts_on(
     change: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
     stage.inflict(|lab| Killed::daemon(lab, WITNESS))?;
-    witness_s_door_is_free(stage)?;
+    door_is_free(stage, WITNESS)?;
     let file = raft_file(stage.lab, WITNESS);
     let good = file.with_extension("good");
     fs::copy(&file, &good).context("keep the good file")?;
     change(&file)?;
-    stage.add(|_| Ok(Act::seen_by(move || Ok(Some(what.to_owned())))))?;
+    let (seen, kept) = (file.clone(), good.clone());
+    let differs = move || {
+        let other = fs::read(&seen).ok() != Some(fs::read(&kept)?);
+        Ok(other.then(|| what.to_owned()))
+    };
+    stage.add(|_| Ok(Act::seen_by(differs)))?;
     stage.lab.start(WITNESS)?;
     Ok(good)
 }
 
 /// A process that was killed lets go of its sockets when the last of its threads is gone.
-fn witness_s_door_is_free(stage: &Stage) -> Result<()> {
-    let free = || stage.lab.listens(WITNESS).is_ok_and(|listens| !listens);
-    stage.lab.until("the witness's door to be free", seconds(10), free).map(drop)
+fn door_is_free(stage: &Stage, site: &str) -> Result<()> {
+    let free = || stage.lab.listens(site).is_ok_and(|listens| !listens);
+    stage.lab.until(&format!("the door of {site} to be free"), seconds(10), free).map(drop)
 }
 
 /// It gets its own file back, and counts again.
 fn witness_is_whole_again(stage: &mut Stage, good: &Path) -> Result<()> {
     if stage.lab.daemon(WITNESS).is_some() {
         stage.add(|lab| Killed::daemon(lab, WITNESS))?;
-        witness_s_door_is_free(stage)?;
+        door_is_free(stage, WITNESS)?;
     }
     fs::copy(good, raft_file(stage.lab, WITNESS)).context("put the good file back")?;
     stage.lab.start(WITNESS)?;
@@ -293,7 +281,7 @@ pub(crate) fn witness_s_consensus_is_gone(stage: &mut Stage) -> Result<()> {
 /// F-69.
 pub(crate) fn witness_s_consensus_is_an_old_copy(stage: &mut Stage) -> Result<()> {
     stage.inflict(|lab| Killed::daemon(lab, WITNESS))?;
-    witness_s_door_is_free(stage)?;
+    door_is_free(stage, WITNESS)?;
     let file = raft_file(stage.lab, WITNESS);
     let old = file.with_extension("old");
     fs::copy(&file, &old).context("copy the witness's consensus")?;
@@ -354,7 +342,7 @@ pub(crate) fn active_s_data_belongs_to_somebody_else(stage: &mut Stage) -> Resul
     stage.heal(taken)?;
     // Its node has refused to touch what it could not read, and waits for an operator, who starts it anew.
     stage.add(|lab| Killed::daemon(lab, active))?;
-    last(seconds(1));
+    door_is_free(stage, active)?;
     stage.lab.start(active)?;
     stage.protected_again()
 }

@@ -11,6 +11,8 @@ pub(crate) mod processes;
 pub(crate) mod rejoin;
 pub(crate) mod sites;
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The lease's ttl with the default timings.
@@ -23,6 +25,17 @@ pub(crate) const RESTART_AFTER: Duration = Duration::from_secs(1);
 /// How long a fault lasts, or systemd waits: time is the fault here, nothing is waited for.
 pub(crate) fn last(duration: Duration) {
     std::thread::sleep(duration);
+}
+
+/// Every file below a directory; what is not there has none.
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let files = |entry: fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files_below(&entry.path()),
+        Ok(_) => vec![entry.path()],
+        Err(_) => Vec::new(),
+    };
+    entries.flat_map(files).collect()
 }
 
 pub(crate) const fn seconds(count: u64) -> Duration {

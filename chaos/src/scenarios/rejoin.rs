@@ -1,13 +1,12 @@
 //! F-91 to F-98: how a site that was lost comes back, and what a promotion waits for.
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Pid;
 
-use super::{LEASE, TAKEOVER, seconds};
+use super::{LEASE, TAKEOVER, files_below, seconds};
 use crate::command::output;
 use crate::faults::links::Links;
 use crate::faults::processes::{Killed, Stopped};
@@ -17,25 +16,15 @@ use crate::stage::Stage;
 /// F-91. Clients beside the isolated site go on writing what will never be confirmed.
 pub(crate) fn divergent_wal_is_kept(stage: &mut Stage) -> Result<()> {
     let (active, passive) = stage.sites();
-    let before = files_below(&stage.lab.divergent(active));
+    let before = files_below(&stage.lab.divergent(active)).len();
     let cut = stage.inflict(|lab| Links::isolate(&lab.arena, active))?;
     stage.takes_over(passive, TAKEOVER)?;
     stage.heal(cut)?;
     stage.protected_again()?;
-    let after = files_below(&stage.lab.divergent(active));
+    let after = files_below(&stage.lab.divergent(active)).len();
     ensure!(after > before, "nothing was kept of the old active's own WAL ({after} files)");
     stage.note(format!("{} files of divergent WAL kept", after - before));
     Ok(())
-}
-
-fn files_below(directory: &Path) -> usize {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let count = |entry: fs::DirEntry| match entry.file_type() {
-        Ok(kind) if kind.is_dir() => files_below(&entry.path()),
-        Ok(_) => 1,
-        Err(_) => 0,
-    };
-    entries.map(count).sum()
 }
 
 /// A program of PostgreSQL's that works on a site's data directory, once it runs.
