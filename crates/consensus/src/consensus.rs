@@ -612,13 +612,14 @@ impl Parts {
         machine.check_log(log.last_purged_log_id.as_ref())?;
         let identity = store.identity().clone();
         let state = machine.state();
-        let storage = Incarnation(identity.incarnation);
+        let storage = (Incarnation(identity.incarnation), store.pasts());
         let peers = Arc::new(Peers::new((cluster, node, name), storage, &members, channel, state));
         // The storage of a later incarnation was made on purpose, so no vote of it was ever lost.
         let admitted = AtomicBool::new(!store.was_empty() || !incarnation.is_founded());
         let admitted = Arc::new(admitted);
 
         let network = Network { peers: Arc::clone(&peers) };
+        let condemned = store.clone();
         let raft = RaftHandle::new(node.0, config, network, store, machine)
             .await
             .map_err(|error| ConsensusError::Raft(error.to_string()))?;
@@ -628,6 +629,7 @@ impl Parts {
         let recent = options.election_max * 2;
         let watching = leadership::watch(
             raft.clone(),
+            condemned,
             Arc::clone(&peers),
             recent,
             leadership_sender,

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use understudy_types::NodeId;
 
 use crate::peers::Peers;
+use crate::store::LogStore;
 use crate::{RaftHandle, RaftTypes};
 
 /// The longest time between two looks.
@@ -48,6 +49,7 @@ fn assess(metrics: &RaftMetrics<RaftTypes>, peers: &Peers, recent: Duration) -> 
 /// Publishes leadership until openraft stops, and then why it did.
 pub(crate) async fn watch(
     raft: RaftHandle,
+    store: LogStore,
     peers: Arc<Peers>,
     recent: Duration,
     leadership: watch::Sender<Leadership>,
@@ -61,8 +63,14 @@ pub(crate) async fn watch(
             let stopped = metrics.running_state.as_ref().err().map(ToString::to_string);
             (assess(&metrics, &peers, recent), stopped)
         };
-        let stopped = stopped.or_else(|| wiped(&peers));
+        let older = peers.older_copy();
+        let stopped = stopped.or_else(|| wiped(&peers)).or_else(|| older.clone());
         if let Some(reason) = stopped {
+            if let Some(why) = older
+                && let Err(error) = store.condemn(why).await
+            {
+                tracing::warn!(%error, "what is known of this storage cannot be written into it");
+            }
             let term = now.term;
             leadership.send_replace(Leadership { term, ..Leadership::default() });
             tracing::error!(reason, "consensus has stopped");

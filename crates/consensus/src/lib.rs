@@ -15,6 +15,7 @@ mod hello;
 mod leadership;
 mod network;
 pub mod offline;
+mod past;
 mod peers;
 mod raft_types;
 mod server;
@@ -31,6 +32,7 @@ pub use consensus::{
 pub use device::Device;
 pub use founding::FoundingStatus;
 pub use leadership::Leadership;
+pub use past::Start;
 pub use peers::{ChannelTo, FoundingMember, Lane};
 pub use raft_types::{LogCommand, LogReply, RaftTypes};
 pub use server::PeerServer;

@@ -71,6 +71,9 @@ fn unreachable(why: impl ToString) -> CallError {
 
 impl Link {
     fn client(&self, lane: Lane) -> Result<PeerClient<Channel>, CallError> {
+        if let Some(why) = self.peers.older_copy() {
+            return Err(unreachable(why));
+        }
         self.peers
             .channel_on(self.target, lane)
             .map(PeerClient::new)

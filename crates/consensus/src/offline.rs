@@ -91,6 +91,8 @@ pub struct Offline {
     term: u64,
     /// Neither a vote nor a log is here.
     pub empty: bool,
+    /// Others knew a newer storage of this node, with what this one has forgotten; the words say more.
+    pub older_copy: Option<String>,
 }
 
 /// The identity in a node's storage, read without keeping it; `None` when there is none yet.
@@ -161,13 +163,14 @@ impl Offline {
         let voters = membership.voter_ids().map(NodeId).collect();
         Ok(Some(Offline {
             dir: dir.to_owned(),
-            _db: db,
             identity,
             state,
             voters,
             last_index,
             term,
             empty,
+            older_copy: store::read_meta(&db, store::CONDEMNED).map_err(failed("read", &path))?,
+            _db: db,
         }))
     }
 
@@ -201,6 +204,7 @@ impl Offline {
             node_id: node.0,
             incarnation: storage.0,
             cluster_incarnation: incarnation,
+            starts: Vec::new(),
             ..self.identity.clone()
         };
         let vote = VoteOf::<RaftTypes>::new(leader.term, node.0);
@@ -221,6 +225,7 @@ impl Offline {
             node_id: node.0,
             incarnation: Uuid::new_v4(),
             cluster_incarnation: incarnation,
+            starts: Vec::new(),
             ..self.identity.clone()
         };
         self.switch(&identity, None)
@@ -279,6 +284,7 @@ pub fn create_empty(
         incarnation: Uuid::new_v4(),
         process_start: 0,
         cluster_incarnation: incarnation,
+        starts: Vec::new(),
     };
     store::create(&fresh, &identity, None).map_err(failed("write", &fresh))?;
     std::fs::rename(&fresh, &path).map_err(failed("put in place", &path))?;

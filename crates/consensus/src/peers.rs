@@ -2,8 +2,9 @@
 //!
 //! A node that lost its storage has forgotten its votes; if it passed for the one it was, two
 //! leaders could win one term. So every message carries the incarnation of its sender's storage, and
-//! both sides compare it with the one that the cluster was founded with. This file decides who is
-//! believed; it must not talk to anybody.
+//! both sides compare it with the one that the cluster was founded with; and what its storage's past
+//! is, by which an older copy of the same storage is told (`past`). This file decides who is believed;
+//! it must not talk to anybody.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -20,8 +21,10 @@ use understudy_core::state::{ClusterState, Member};
 use understudy_proto::v1;
 use understudy_types::{ClusterId, Incarnation, NodeId, NodeKind, NodeName, SiteName};
 
+use crate::past::Pasts;
+
 /// Grows when a message changes in a way that an older program would misread.
-pub(crate) const PROTOCOL_VERSION: u32 = 1;
+pub(crate) const PROTOCOL_VERSION: u32 = 2;
 
 /// Which of the two connections to a node. TCP delivers in order, so one lost packet holds up all that
 /// follows on its connection, and what is lost again holds it up longer each time; the other
@@ -104,6 +107,9 @@ pub(crate) struct Peers {
     pub(crate) state: watch::Receiver<Arc<ClusterState>>,
     /// Incarnations heard before the founding was applied; in memory only.
     remembered: Mutex<BTreeMap<NodeId, Incarnation>>,
+    pasts: Arc<Pasts>,
+    /// Why this node's own storage is an older copy, once that is known.
+    older_copy: Mutex<Option<String>>,
     heard: Mutex<Option<Instant>>,
 }
 
@@ -115,7 +121,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Peers {
     pub(crate) fn new(
         (cluster, node, name): (ClusterId, NodeId, NodeName),
-        incarnation: Incarnation,
+        (incarnation, pasts): (Incarnation, Arc<Pasts>),
         members: &[FoundingMember],
         channel: ChannelTo,
         state: watch::Receiver<Arc<ClusterState>>,
@@ -130,6 +136,8 @@ impl Peers {
             lanes: Mutex::default(),
             state,
             remembered: Mutex::new(BTreeMap::from([(node, incarnation)])),
+            pasts,
+            older_copy: Mutex::default(),
             heard: Mutex::new(None),
         }
     }
@@ -234,7 +242,39 @@ impl Peers {
             from: self.node.0,
             incarnation: self.incarnation.to_string(),
             payload,
+            past: Some((&self.pasts.own()).into()),
+            heard: self.pasts.heard_of(target).map(Into::into),
         }
+    }
+
+    /// Why this node's storage is an older copy of what it told others; it must not take part then.
+    pub(crate) fn older_copy(&self) -> Option<String> {
+        lock(&self.older_copy).clone()
+    }
+
+    /// What a message of `member` says of the two storages' pasts. The sender's must not be older than
+    /// what was heard of it here, ours not older than what was heard of it there.
+    fn check_pasts(
+        &self,
+        member: NodeId,
+        storage: Incarnation,
+        message: &v1::RaftMessage,
+    ) -> Result<(), Status> {
+        if let Some(heard) = &message.heard {
+            let heard = heard.try_into().map_err(unreadable)?;
+            if let Err(why) = self.pasts.recognise(&heard) {
+                let why = format!("the storage of node {} is an older copy: {why}", self.name);
+                lock(&self.older_copy).get_or_insert(why.clone());
+                return Err(Status::failed_precondition(why));
+            }
+        }
+        let past = message.past.as_ref();
+        let past = past.ok_or_else(|| Status::invalid_argument("a storage's past is missing"))?;
+        let past = past.try_into().map_err(unreadable)?;
+        self.pasts.hear(member, storage.0, &past).map_err(|why| {
+            let name = self.members.get(&member).map_or("?", |member| member.name.as_str());
+            Status::already_exists(format!("node {name} is refused: {why}"))
+        })
     }
 
     /// The configured member behind a certificate's name.
@@ -272,11 +312,10 @@ impl Peers {
             )));
         }
         let incarnation = parse_incarnation(&message.incarnation)?;
-        if self.remember(member, incarnation, true) {
-            Ok(member)
-        } else {
-            Err(wrong_storage(&self.members[&member].name, incarnation))
+        if !self.remember(member, incarnation, true) {
+            return Err(wrong_storage(&self.members[&member].name, incarnation));
         }
+        self.check_pasts(member, incarnation, message).map(|()| member)
     }
 
     /// Checks that the answer to a message comes from the node that was asked. An answer of a wiped
@@ -297,7 +336,9 @@ impl Peers {
             Some(bound) if bound != given => Err(format!(
                 "node {target} answered with storage {given}, but the cluster knows it by {bound}"
             )),
-            _ => Ok(()),
+            _ => self
+                .check_pasts(target, given, answer)
+                .map_err(|status| status.message().to_owned()),
         }
     }
 
@@ -366,6 +407,10 @@ impl Peers {
 pub(crate) fn parse_incarnation(text: &str) -> Result<Incarnation, Status> {
     text.parse()
         .map_err(|_| Status::invalid_argument(format!("{text:?} is not an incarnation (a uuid)")))
+}
+
+fn unreadable(error: uuid::Error) -> Status {
+    Status::invalid_argument(format!("read a storage's past: {error}"))
 }
 
 /// The refusal of a node that comes with another storage than it was founded with; of all refusals

@@ -65,7 +65,11 @@ impl PeerServer {
                 "this node's storage is empty, and it has not yet been admitted by the others",
             ));
         }
-        self.peers.check_sender(message, peer).map(drop)
+        self.peers.check_sender(message, peer)?;
+        match self.peers.older_copy() {
+            None => Ok(()),
+            Some(why) => Err(Status::failed_precondition(why)),
+        }
     }
 
     #[allow(clippy::result_large_err)]

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::RaftTypes;
 use crate::device::{Device, Directory};
+use crate::past::{self, Pasts, Start};
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 pub(crate) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
@@ -31,6 +32,9 @@ const IDENTITY: &str = "identity";
 pub(crate) const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
+const REVISION: &str = "revision";
+const HEARD: &str = "heard";
+pub(crate) const CONDEMNED: &str = "condemned";
 
 /// The file's name in its directory.
 pub(crate) const FILE: &str = "raft.redb";
@@ -70,6 +74,9 @@ pub struct StoredIdentity {
     /// Which incarnation of the cluster it is of; absent in what was written before there were others.
     #[serde(default)]
     pub cluster_incarnation: ClusterIncarnation,
+    /// The last starts, newest last; absent in what was written before they were told to others.
+    #[serde(default)]
+    pub starts: Vec<Start>,
 }
 
 /// Why a store cannot be opened.
@@ -99,6 +106,12 @@ pub enum StoreError {
         /// What the file says.
         found: Box<StoredIdentity>,
     },
+    /// Others knew a newer one under its name: what it has forgotten it may have promised.
+    #[error(
+        "open raft store: {0}; put back the newest copy of the raft directory, which alone remembers \
+         its votes: with this one the node must not take part again"
+    )]
+    OlderCopy(String),
     /// The contents contradict themselves; going on could break a promise made before (I19).
     #[error("open raft store: {0}")]
     Inconsistent(&'static str),
@@ -112,6 +125,8 @@ enum Change {
     TruncateFrom(u64),
     /// Removes this index and everything below; the bytes are the log id.
     Purge(u64, Vec<u8>),
+    /// It is an older copy, for this reason.
+    Condemn(String),
 }
 
 type Job = (Change, oneshot::Sender<io::Result<()>>);
@@ -130,6 +145,7 @@ pub struct LogStore {
     db: Arc<Database>,
     writer: Writer,
     identity: Arc<StoredIdentity>,
+    pasts: Arc<Pasts>,
     empty: bool,
 }
 
@@ -151,23 +167,30 @@ impl LogStore {
         let empty = check_contents(&db, stored.is_some())
             .map_err(failed)?
             .map_err(StoreError::Inconsistent)?;
-        let identity = next_identity(stored, options)?;
+        let revision = read_meta(&db, REVISION).map_err(failed)?.unwrap_or_default();
+        let identity = next_identity(stored, options, revision)?;
+        if let Some(why) = read_meta(&db, CONDEMNED).map_err(failed)? {
+            return Err(StoreError::OlderCopy(why));
+        }
         write_identity(&db, &identity).map_err(failed)?;
         device.sync_names().map_err(failed)?;
+        let heard = read_meta(&db, HEARD).map_err(failed)?.unwrap_or_default();
+        let starts = identity.starts.clone();
+        let pasts = Arc::new(Pasts::new(identity.incarnation, starts, revision, heard));
 
         let db = Arc::new(db);
         let writer = if device.simulated_write().is_some() {
             Writer::Asker { device: Arc::clone(&device), failed: Arc::default() }
         } else {
             let (jobs, queue) = mpsc::channel(QUEUE);
-            let writer = Arc::clone(&db);
+            let (writer, told) = (Arc::clone(&db), Arc::clone(&pasts));
             std::thread::Builder::new()
                 .name("raft-store".into())
-                .spawn(move || write_loop(&writer, queue))
+                .spawn(move || write_loop(&writer, &told, queue))
                 .map_err(failed)?;
             Writer::Thread(jobs)
         };
-        Ok(LogStore { db, writer, identity: Arc::new(identity), empty })
+        Ok(LogStore { db, writer, identity: Arc::new(identity), pasts, empty })
     }
 
     /// Whose store this is.
@@ -178,6 +201,16 @@ impl LogStore {
     /// Neither vote nor log was there when it was opened: only such a node may found a cluster.
     pub fn was_empty(&self) -> bool {
         self.empty
+    }
+
+    /// Its own past, and what was heard of the others.
+    pub(crate) fn pasts(&self) -> Arc<Pasts> {
+        Arc::clone(&self.pasts)
+    }
+
+    /// Notes that this is an older copy: it is not opened again.
+    pub(crate) async fn condemn(&self, why: String) -> io::Result<()> {
+        self.change(Change::Condemn(why)).await
     }
 
     async fn change(&self, change: Change) -> io::Result<()> {
@@ -193,7 +226,7 @@ impl LogStore {
                     return Err(stopped());
                 }
                 tokio::time::sleep(device.simulated_write().unwrap_or_default()).await;
-                let result = write(&self.db, change);
+                let result = write(&self.db, &self.pasts, change);
                 *failed = result.is_err();
                 result
             }
@@ -294,6 +327,7 @@ pub(crate) fn check_contents(
 fn next_identity(
     stored: Option<StoredIdentity>,
     options: &StoreOptions,
+    revision: u64,
 ) -> Result<StoredIdentity, StoreError> {
     let Some(mut found) = stored else {
         return Ok(StoredIdentity {
@@ -304,6 +338,7 @@ fn next_identity(
             incarnation: Uuid::new_v4(),
             process_start: 1,
             cluster_incarnation: options.incarnation,
+            starts: past::started(Vec::new(), revision),
         });
     };
     if found.format != FORMAT {
@@ -315,6 +350,7 @@ fn next_identity(
         return Err(StoreError::Identity { found: Box::new(found) });
     }
     found.process_start += 1;
+    found.starts = past::started(found.starts, revision);
     Ok(found)
 }
 
@@ -327,9 +363,9 @@ fn write_identity(db: &Database, identity: &StoredIdentity) -> io::Result<()> {
     tx.commit().map_err(other)
 }
 
-fn write_loop(db: &Database, mut queue: mpsc::Receiver<Job>) {
+fn write_loop(db: &Database, pasts: &Pasts, mut queue: mpsc::Receiver<Job>) {
     while let Some((change, done)) = queue.blocking_recv() {
-        let result = write(db, change);
+        let result = write(db, pasts, change);
         let failed = result.is_err();
         if let Err(error) = &result {
             tracing::error!(%error, "raft store write failed; it takes no further one");
@@ -342,20 +378,27 @@ fn write_loop(db: &Database, mut queue: mpsc::Receiver<Job>) {
     }
 }
 
-fn write(db: &Database, change: Change) -> io::Result<()> {
+fn write(db: &Database, pasts: &Pasts, change: Change) -> io::Result<()> {
     let mut tx = db.begin_write().map_err(other)?;
     // A lost committed position costs a little replay only; everything else must be on disk.
-    let durability = if matches!(change, Change::Committed(_)) {
-        Durability::None
-    } else {
-        Durability::Immediate
-    };
+    let durable = !matches!(change, Change::Committed(_));
+    let durability = if durable { Durability::Immediate } else { Durability::None };
     tx.set_durability(durability).map_err(other)?;
+    let revision = pasts.revision() + u64::from(durable);
+    if durable {
+        let mut meta = tx.open_table(META).map_err(other)?;
+        meta.insert(REVISION, encode(&revision)?.as_slice()).map_err(other)?;
+        // What was heard of the others comes to the disk with what is written anyway.
+        meta.insert(HEARD, encode(&pasts.all_heard())?.as_slice()).map_err(other)?;
+    }
     {
         let mut meta = tx.open_table(META).map_err(other)?;
         let mut log = tx.open_table(LOG).map_err(other)?;
         match change {
             Change::Vote(bytes) => drop(meta.insert(VOTE, bytes.as_slice()).map_err(other)?),
+            Change::Condemn(why) => {
+                drop(meta.insert(CONDEMNED, encode(&why)?.as_slice()).map_err(other)?)
+            }
             Change::Committed(bytes) => {
                 drop(meta.insert(COMMITTED, bytes.as_slice()).map_err(other)?)
             }
@@ -384,7 +427,9 @@ fn write(db: &Database, change: Change) -> io::Result<()> {
             }
         }
     }
-    tx.commit().map_err(other)
+    tx.commit().map_err(other)?;
+    pasts.durable(revision);
+    Ok(())
 }
 
 impl RaftLogReader<RaftTypes> for LogStore {

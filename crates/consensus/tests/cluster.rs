@@ -168,6 +168,52 @@ async fn a_node_that_lost_its_storage_is_refused_and_does_not_count() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_put_back_on_an_older_copy_is_refused_and_ends() {
+    let lab = Lab::new();
+    let mut nodes = lab.cluster().await;
+    let file = lab.data_dir(3).join("raft.redb");
+    let (older, newest) = (file.with_extension("older"), file.with_extension("newest"));
+    nodes.pop().unwrap().stop().await;
+    std::fs::copy(&file, &older).unwrap();
+
+    nodes.push(lab.start(3).await);
+    let (index, _) = nodes[0].consensus.propose(mark("not in the copy"), TIMEOUT).await.unwrap();
+    same_state(&nodes, index).await;
+    nodes.pop().unwrap().stop().await;
+    std::fs::rename(&file, &newest).unwrap();
+    std::fs::copy(&older, &file).unwrap();
+
+    let put_back = lab.start(3).await;
+    let ended = wait("its end", &mut put_back.consensus.fatal(), |fatal| fatal.is_some()).await;
+    let why = ended.unwrap();
+    assert!(why.contains("older copy"), "{why}");
+    let (index, _) = nodes[0].consensus.propose(mark("without it"), TIMEOUT).await.unwrap();
+    same_state(&nodes, index).await;
+    assert!(!put_back.consensus.leadership().borrow().majority);
+    put_back.stop().await;
+
+    // It stays refused, also where nobody remembers: its storage does.
+    let again = Consensus::start(lab.options(3)).await.err().unwrap();
+    let ConsensusError::Store(StoreError::OlderCopy(_)) = again else { panic!("{again:?}") };
+    // The others' memory survives their own restart.
+    for node in nodes.drain(..) {
+        node.stop().await;
+    }
+    std::fs::copy(&older, &file).unwrap();
+    for id in 1..=2 {
+        nodes.push(lab.start(id).await);
+    }
+    let put_back = lab.start(3).await;
+    wait("its end", &mut put_back.consensus.fatal(), |fatal| fatal.is_some()).await;
+    put_back.stop().await;
+
+    std::fs::rename(&newest, &file).unwrap();
+    nodes.push(lab.start(3).await);
+    let (index, _) = nodes[2].consensus.propose(mark("together again"), PATIENCE).await.unwrap();
+    same_state(&nodes, index).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_lags_far_behind_catches_up_by_a_snapshot() {
     let lab = Lab::new();
     let mut nodes = lab.cluster().await;
@@ -211,7 +257,24 @@ async fn a_message_for_another_node_or_in_another_name_is_refused() {
         from: 2,
         incarnation: nodes[1].consensus.incarnation().to_string(),
         payload: b"{}".to_vec(),
+        past: Some(v1::StoragePast {
+            starts: nodes[1]
+                .consensus
+                .identity()
+                .starts
+                .iter()
+                .map(|start| v1::StorageStart {
+                    process: start.process.as_bytes().to_vec(),
+                    opened_at: start.opened_at,
+                })
+                .collect(),
+            revision: 1,
+        }),
+        heard: None,
     };
+    let without_past = v1::RaftMessage { past: None, ..honest.clone() };
+    let mut older_copy = honest.clone();
+    older_copy.past.as_mut().unwrap().starts[0].process = Uuid::new_v4().as_bytes().to_vec();
     let wrong_target = v1::RaftMessage { target: 3, ..honest.clone() };
     let wrong_name = v1::RaftMessage { from: 3, ..honest.clone() };
     let wrong_storage =
@@ -220,6 +283,8 @@ async fn a_message_for_another_node_or_in_another_name_is_refused() {
         (wrong_target, tonic::Code::FailedPrecondition),
         (wrong_name, tonic::Code::PermissionDenied),
         (wrong_storage, tonic::Code::AlreadyExists),
+        (without_past, tonic::Code::InvalidArgument),
+        (older_copy, tonic::Code::AlreadyExists),
         // Past the checks, the payload is looked at.
         (honest, tonic::Code::InvalidArgument),
     ] {

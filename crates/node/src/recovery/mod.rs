@@ -106,6 +106,7 @@ pub async fn examine(
         incarnation: from,
         state: offline.state.clone(),
         empty: offline.empty,
+        older_copy: offline.older_copy.clone(),
         voters: offline.voters.clone(),
         copy,
         answers,

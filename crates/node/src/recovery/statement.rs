@@ -46,6 +46,8 @@ pub struct Facts {
     pub state: ClusterState,
     /// Consensus never began here.
     pub empty: bool,
+    /// Its storage is an older copy of what it told the others; the words say more.
+    pub older_copy: Option<String>,
     /// Who has a vote.
     pub voters: BTreeSet<NodeId>,
     /// Its data.
@@ -319,7 +321,7 @@ fn check_copy(facts: &Facts, was_active: bool) -> Result<(), Refusal> {
 /// What the dial allowed the last active to confirm without this node.
 fn loss(facts: &Facts, was_active: bool) -> (LossBound, String) {
     let state = &facts.state;
-    if was_active {
+    if was_active && facts.older_copy.is_none() {
         let words = "nothing: this node was the last active, and has all that it confirmed";
         return (LossBound::NONE, words.to_owned());
     }
@@ -334,6 +336,9 @@ fn loss(facts: &Facts, was_active: bool) -> (LossBound, String) {
         let words = format!("an unknown span of commits, at least {bytes} bytes of WAL: {why}");
         (LossBound { time_max: None, wal_bytes_min: bytes }, words)
     };
+    if facts.older_copy.is_some() {
+        return unknown("this node was put back on an older copy of what it knew");
+    }
     match mode {
         _ if !eligible => unknown("commits did not wait for this node"),
         DurabilityMode::Zero if stalls => {

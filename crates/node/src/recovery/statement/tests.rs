@@ -77,6 +77,7 @@ fn facts() -> Facts {
         kind: NodeKind::Data,
         incarnation: ClusterIncarnation::FOUNDED,
         empty: false,
+        older_copy: None,
         voters: [NORTH, SOUTH, WITNESS].into(),
         copy: Copy {
             system_id: identity.system_id,
@@ -190,6 +191,7 @@ fn where_the_others_may_have_gone_on_alone_the_loss_is_unknown() {
     unknown(|f| f.state.durability.eligible.clear());
     unknown(|f| f.state.durability.mode = DurabilityMode::BestEffort);
     unknown(|f| f.state.config.mode = DurabilityMode::BestEffort);
+    unknown(|f| f.older_copy = Some("start 4 is missing".to_owned()));
 }
 
 #[test]

@@ -1,0 +1,267 @@
+//! The past of a node's storage: told with every message, remembered by whoever hears it.
+//!
+//! A node that is put back on an older copy of its storage has forgotten votes that it gave and
+//! entries that it acknowledged; if it counted, two leaders could win one term. Its storage is still
+//! the one that it was founded with, so that alone does not show it. So every durable change is
+//! numbered, every start of the daemon notes at which number it began, and each node keeps what it last
+//! heard of each other one. A storage whose past does not contain what was heard of it is an older
+//! copy, or the continuation of one. This file compares; what follows from it is others' business.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use understudy_proto::v1;
+use understudy_types::NodeId;
+use uuid::Uuid;
+
+/// Starts that are kept and told. Somebody who heard of none of the last so many compares revisions
+/// alone.
+const STARTS_MAX: usize = 16;
+
+/// One start of a daemon on its storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Random, made for this start.
+    pub process: Uuid,
+    /// Durable changes that the storage had seen before it.
+    pub opened_at: u64,
+}
+
+/// What a storage says of its own past.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Past {
+    /// Newest last; the oldest are forgotten.
+    pub(crate) starts: Vec<Start>,
+    /// Durable changes so far.
+    pub(crate) revision: u64,
+}
+
+impl Past {
+    /// Whether `heard` is of this past, and not of one that went on without it.
+    pub(crate) fn contains(&self, heard: &Heard) -> bool {
+        match self.starts.iter().position(|start| start.process == heard.process) {
+            Some(at) => {
+                let end = self.starts.get(at + 1).map_or(self.revision, |next| next.opened_at);
+                heard.revision <= end
+            }
+            None => self.starts.first().is_some_and(|oldest| heard.revision <= oldest.opened_at),
+        }
+    }
+}
+
+/// What was last heard of a node's storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Heard {
+    /// The storage's own identity.
+    pub(crate) storage: Uuid,
+    /// The start that said it.
+    pub(crate) process: Uuid,
+    /// Durable changes at that time.
+    pub(crate) revision: u64,
+}
+
+/// A new list of starts, with one more that begins at `revision`.
+pub(crate) fn started(mut starts: Vec<Start>, revision: u64) -> Vec<Start> {
+    starts.push(Start { process: Uuid::new_v4(), opened_at: revision });
+    let forgotten = starts.len().saturating_sub(STARTS_MAX);
+    starts.drain(..forgotten);
+    starts
+}
+
+/// This storage's own past, and what was heard of the others: in memory, for the store's writer, which
+/// makes both durable, and for whoever speaks with other nodes.
+#[derive(Debug)]
+pub(crate) struct Pasts {
+    storage: Uuid,
+    starts: Vec<Start>,
+    revision: AtomicU64,
+    heard: Mutex<BTreeMap<u64, Heard>>,
+}
+
+impl Pasts {
+    pub(crate) fn new(
+        storage: Uuid,
+        starts: Vec<Start>,
+        revision: u64,
+        heard: BTreeMap<u64, Heard>,
+    ) -> Pasts {
+        Pasts { storage, starts, revision: AtomicU64::new(revision), heard: Mutex::new(heard) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Heard>> {
+        // Nothing panics while it changes the map.
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So many changes are durable now.
+    pub(crate) fn durable(&self, revision: u64) {
+        self.revision.store(revision, Ordering::Release);
+    }
+
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// The own past as of now.
+    pub(crate) fn own(&self) -> Past {
+        Past { starts: self.starts.clone(), revision: self.revision() }
+    }
+
+    /// What was last heard of every node, by number.
+    pub(crate) fn all_heard(&self) -> BTreeMap<u64, Heard> {
+        self.lock().clone()
+    }
+
+    pub(crate) fn heard_of(&self, node: NodeId) -> Option<Heard> {
+        self.lock().get(&node.0).copied()
+    }
+
+    /// Compares the past that `node` tells of its `storage` with what was heard before, and keeps it.
+    ///
+    /// # Errors
+    /// In words, when it is an older one; then nothing is kept.
+    pub(crate) fn hear(&self, node: NodeId, storage: Uuid, past: &Past) -> Result<(), String> {
+        let process = past.starts.last().ok_or("it says nothing of its storage's past")?.process;
+        let mut heard = self.lock();
+        let mut revision = past.revision;
+        if let Some(before) = heard.get(&node.0).filter(|before| before.storage == storage) {
+            // Messages of one start may overtake each other.
+            let overtaken = before.process == process;
+            if !overtaken && !past.contains(before) {
+                return Err(format!(
+                    "its storage is an older copy: start {} had made {} changes when it was last heard, \
+                     and the storage that start {process} opened does not have them all",
+                    before.process, before.revision
+                ));
+            }
+            if overtaken {
+                revision = revision.max(before.revision);
+            }
+        }
+        heard.insert(node.0, Heard { storage, process, revision });
+        Ok(())
+    }
+
+    /// Compares what somebody heard of this node with its own past.
+    ///
+    /// # Errors
+    /// In words, when this storage is an older one than was heard of.
+    pub(crate) fn recognise(&self, heard: &Heard) -> Result<(), String> {
+        let own = self.own();
+        if heard.storage != self.storage || own.contains(heard) {
+            return Ok(());
+        }
+        Err(format!(
+            "start {} had made {} changes when another node heard of it, and this storage, with {} \
+             changes, does not have them all",
+            heard.process, heard.revision, own.revision
+        ))
+    }
+}
+
+impl From<&Past> for v1::StoragePast {
+    fn from(past: &Past) -> v1::StoragePast {
+        let start = |start: &Start| v1::StorageStart {
+            process: start.process.as_bytes().to_vec(),
+            opened_at: start.opened_at,
+        };
+        v1::StoragePast { starts: past.starts.iter().map(start).collect(), revision: past.revision }
+    }
+}
+
+impl TryFrom<&v1::StoragePast> for Past {
+    type Error = uuid::Error;
+    fn try_from(past: &v1::StoragePast) -> Result<Past, uuid::Error> {
+        let start = |start: &v1::StorageStart| {
+            Ok(Start { process: Uuid::from_slice(&start.process)?, opened_at: start.opened_at })
+        };
+        let starts: Result<_, uuid::Error> = past.starts.iter().map(start).collect();
+        Ok(Past { starts: starts?, revision: past.revision })
+    }
+}
+
+impl From<Heard> for v1::StorageHeard {
+    fn from(heard: Heard) -> v1::StorageHeard {
+        v1::StorageHeard {
+            storage: heard.storage.as_bytes().to_vec(),
+            process: heard.process.as_bytes().to_vec(),
+            revision: heard.revision,
+        }
+    }
+}
+
+impl TryFrom<&v1::StorageHeard> for Heard {
+    type Error = uuid::Error;
+    fn try_from(heard: &v1::StorageHeard) -> Result<Heard, uuid::Error> {
+        Ok(Heard {
+            storage: Uuid::from_slice(&heard.storage)?,
+            process: Uuid::from_slice(&heard.process)?,
+            revision: heard.revision,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId(3);
+    const STORAGE: Uuid = Uuid::from_u128(7);
+
+    fn start(process: u128, opened_at: u64) -> Start {
+        Start { process: Uuid::from_u128(process), opened_at }
+    }
+
+    fn heard(process: u128, revision: u64) -> Heard {
+        Heard { storage: STORAGE, process: Uuid::from_u128(process), revision }
+    }
+
+    #[test]
+    fn a_past_contains_what_it_said_and_nothing_that_went_on_without_it() {
+        let past = Past { starts: vec![start(1, 0), start(2, 10), start(3, 20)], revision: 25 };
+        for of_it in [heard(1, 0), heard(1, 10), heard(2, 20), heard(3, 25)] {
+            assert!(past.contains(&of_it), "{of_it:?}");
+        }
+        // Each start went on in another copy; the last process was itself put back.
+        for beyond in [heard(1, 11), heard(2, 21), heard(3, 26), heard(4, 22), heard(9, 1)] {
+            assert!(!past.contains(&beyond), "{beyond:?}");
+        }
+        let long = Past { starts: vec![start(8, 100), start(9, 120)], revision: 130 };
+        assert!(long.contains(&heard(2, 100)), "forgotten starts are compared by number");
+        assert!(!long.contains(&heard(2, 101)));
+    }
+
+    #[test]
+    fn an_older_copy_is_refused_by_who_heard_of_the_newer_one_and_sees_it_itself() {
+        let other = Pasts::new(Uuid::from_u128(1), vec![start(50, 0)], 1, BTreeMap::new());
+        let alive = Past { starts: vec![start(1, 0), start(2, 10)], revision: 15 };
+        other.hear(NODE, STORAGE, &alive).unwrap();
+        // A message that was overtaken is no older copy.
+        other.hear(NODE, STORAGE, &Past { revision: 12, ..alive.clone() }).unwrap();
+        assert_eq!(other.heard_of(NODE), Some(heard(2, 15)));
+
+        let copy = Past { starts: vec![start(1, 0), start(3, 10)], revision: 40 };
+        assert!(other.hear(NODE, STORAGE, &copy).unwrap_err().contains("older copy"));
+        assert_eq!(other.heard_of(NODE), Some(heard(2, 15)), "what was heard stays");
+        let itself = Pasts::new(STORAGE, copy.starts, copy.revision, BTreeMap::new());
+        itself.recognise(&other.heard_of(NODE).unwrap()).unwrap_err();
+
+        let restarted = Past { starts: vec![start(2, 10), start(4, 15)], revision: 15 };
+        other.hear(NODE, STORAGE, &restarted).unwrap();
+        // The start before it may still have a message under way.
+        other.hear(NODE, STORAGE, &alive).unwrap_err();
+        // Another storage under the number is for others to refuse.
+        other
+            .hear(NODE, Uuid::from_u128(8), &Past { starts: vec![start(5, 0)], revision: 0 })
+            .unwrap();
+    }
+
+    #[test]
+    fn the_list_of_starts_is_bounded() {
+        let starts = (0..40).fold(Vec::new(), started);
+        assert_eq!(starts.len(), STARTS_MAX);
+        assert_eq!(starts.last().unwrap().opened_at, 39);
+    }
+}
