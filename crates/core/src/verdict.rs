@@ -8,7 +8,7 @@ use std::time::Duration;
 use understudy_types::{BootInstant, Lsn, NodeId, PromotionId};
 
 use crate::ClusterState;
-use crate::node::{HeardReport, PeerReport, REPORT_FRESH};
+use crate::node::{HeardReport, PeerReport, REPORT_FRESH, Settled};
 use crate::state::{Ineligible, Phase};
 
 /// What the judgement rests on.
@@ -28,6 +28,8 @@ pub struct Evidence<'a> {
     pub lease_over: bool,
     /// What it would report itself.
     pub own: PeerReport,
+    /// What was published when, for saying how things stand while nobody is to be promoted.
+    pub settled: &'a Settled,
 }
 
 /// Who would be promoted.
@@ -228,9 +230,9 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
             would_fail_over: true,
         },
         Phase::Running | Phase::Handover(_) => {
-            let choice = choose(evidence);
             let lost = evidence.lease_over
                 || state.holder.as_ref().is_some_and(|holder| holder.released.is_some());
+            let choice = choose_by(evidence, if lost { Rule::Promotion } else { Rule::Outlook });
             match choice {
                 _ if state.pause.is_some() && !state.is_ordered() => no(Reason::Paused),
                 Err(Reason::NoPassive) if state.recovery.is_some() => no(Reason::SoleSurvivor),
@@ -261,6 +263,19 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
 /// # Errors
 /// Why nobody can be; of several candidates' reasons the first one's.
 pub fn choose(evidence: &Evidence<'_>) -> Result<Candidacy, Reason> {
+    choose_by(evidence, Rule::Promotion)
+}
+
+/// How a candidate's report is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    /// It has what it says, and no more.
+    Promotion,
+    /// The active is there: a report that was true when it was made is not behind.
+    Outlook,
+}
+
+fn choose_by(evidence: &Evidence<'_>, rule: Rule) -> Result<Candidacy, Reason> {
     let state = evidence.state;
     let holder = state.holder.as_ref().map(|holder| holder.node);
     let wanted = state.order.as_ref().map(|order| order.to).or(state.handed_to());
@@ -271,7 +286,7 @@ pub fn choose(evidence: &Evidence<'_>) -> Result<Candidacy, Reason> {
         if wanted.is_some_and(|wanted| wanted != node) {
             continue;
         }
-        match consider(evidence, node, promotion) {
+        match consider(evidence, node, promotion, rule) {
             Ok(found) if best.is_none_or(|best| found.durable_lsn > best.durable_lsn) => {
                 best = Some(found);
             }
@@ -288,18 +303,23 @@ fn consider(
     evidence: &Evidence<'_>,
     node: NodeId,
     promotion: Option<PromotionId>,
+    rule: Rule,
 ) -> Result<Candidacy, Reason> {
     let candidate = evidence.state.name_of(node);
-    let report = if node == evidence.me {
-        &evidence.own
+    let (report, heard_at) = if node == evidence.me {
+        (&evidence.own, evidence.now)
     } else {
         let heard = evidence.peers.get(&node);
         match heard.filter(|heard| evidence.now.since(heard.at) < REPORT_FRESH) {
-            Some(heard) => &heard.report,
+            Some(heard) => (&heard.report, heard.at),
             None => return Err(Reason::CandidateSilent { candidate }),
         }
     };
-    if let Err(why) = evidence.state.check_candidate(node, report.durable_lsn) {
+    let mut durable_lsn = report.durable_lsn;
+    if rule == Rule::Outlook && durable_lsn >= evidence.settled.floor(node, heard_at) {
+        durable_lsn = durable_lsn.max(evidence.state.published_durable(node));
+    }
+    if let Err(why) = evidence.state.check_candidate(node, durable_lsn) {
         return Err(Reason::NotEligible { candidate, why });
     }
     let Some(durable_lsn) = report.durable_lsn.filter(|_| report.promotable) else {

@@ -396,6 +396,56 @@ fn a_join_is_not_recorded_by_positions_of_an_earlier_permit() {
     assert!(bench.state.durability.eligible.contains(&SOUTH));
 }
 
+/// A witness, which hears what the test lets it hear.
+fn witness() -> Core {
+    Core::new(CoreOptions {
+        me: WITNESS,
+        kind: NodeKind::Witness,
+        process: ProcessStart(1),
+        timing: Timing::DEFAULT,
+    })
+}
+
+fn report(node: NodeId, durable_lsn: Lsn, promotable: bool, state: &ClusterState) -> PeerReport {
+    PeerReport {
+        node,
+        process: ProcessStart(1),
+        epoch: state.epoch,
+        data: None,
+        durable_lsn: Some(durable_lsn),
+        promotion: Some(state.current().unwrap().promotion),
+        promotable,
+        resumable: false,
+    }
+}
+
+#[test]
+fn a_candidate_is_behind_when_it_lost_wal_and_not_because_its_report_is_older_than_a_renewal() {
+    let mut state = Bench::protected(DurabilityMode::Zero).state;
+    let mut core = witness();
+    let begin = BootInstant(5_000_000_000);
+    core.handle_event(begin, Event::Leadership { is_leader: true, majority: true });
+    // Ten thousand bytes a second; a renewal each second says where south is, its own report where it
+    // was a fifth of a second ago.
+    let mut looks = |millis: u64, said: &dyn Fn(u64) -> u64| {
+        let now = begin + Duration::from_millis(millis);
+        if millis.is_multiple_of(1000) {
+            let durable = [(SOUTH, Lsn(millis * 10))].into();
+            let holder = state.holder.as_mut().unwrap();
+            holder.published = Some(Published { durable, ..Published::default() });
+            holder.seq += 1;
+            core.handle_event(now, Event::State { state: Arc::new(state.clone()), applied: None });
+        }
+        core.handle_event(now, Event::Peer(report(SOUTH, Lsn(said(millis)), true, &state)));
+        core.verdict(now).reason.kind()
+    };
+    for millis in (1000..10_000).step_by(100) {
+        assert_eq!(looks(millis, &|millis| (millis - 200) * 10), "ready", "at {millis}");
+    }
+    let behind = (10_000..12_000).step_by(100).filter(|m| looks(*m, &|_| 50) == "candidate-behind");
+    assert_eq!(behind.count(), 20);
+}
+
 /// The witness leads; north published and fell silent, south could take over. When it is promoted,
 /// counted from north's last renewal, and why.
 fn promoted_after(mode: DurabilityMode, fast: bool) -> (Duration, PromoteCause) {
@@ -403,34 +453,19 @@ fn promoted_after(mode: DurabilityMode, fast: bool) -> (Duration, PromoteCause) 
     let mut state = bench.state;
     state.config.promote_without_lease_wait = fast;
     let published = Published { durable: [(SOUTH, Lsn(100))].into(), ..Published::default() };
-    let promotion = state.current().unwrap().promotion;
     state.holder.as_mut().unwrap().published = Some(published);
-    let options = CoreOptions {
-        me: WITNESS,
-        kind: NodeKind::Witness,
-        process: ProcessStart(1),
-        timing: Timing::DEFAULT,
-    };
-    let mut core = Core::new(options);
+    let mut core = witness();
     let begin = BootInstant(5_000_000_000);
-    let report = |node, promotable| PeerReport {
-        node,
-        process: ProcessStart(1),
-        epoch: state.epoch,
-        data: None,
-        durable_lsn: Some(Lsn(100)),
-        promotion: Some(promotion),
-        promotable,
-        resumable: false,
-    };
+    let report = |node, promotable| report(node, Lsn(100), promotable, &state);
+    let (north, south) = (report(NORTH, false), report(SOUTH, true));
     let state = Arc::new(state.clone());
     core.handle_event(begin, Event::State { state: Arc::clone(&state), applied: None });
-    core.handle_event(begin, Event::Peer(report(NORTH, false)));
+    core.handle_event(begin, Event::Peer(north));
     for step in 1..1000 {
         let now = begin + STEP * step;
         let fresh = PromotionId(Uuid::from_u128(8));
         core.handle_event(now, Event::Leadership { is_leader: true, majority: true });
-        core.handle_event(now, Event::Peer(report(SOUTH, true)));
+        core.handle_event(now, Event::Peer(south.clone()));
         let view = LocalView::default();
         core.handle_event(now, Event::Local { view, fresh, wall_unix_us: 1 });
         while let Some(action) = core.poll_action() {

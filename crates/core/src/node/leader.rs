@@ -213,6 +213,7 @@ impl Core {
             majority: self.majority,
             lease_over: self.lease_over(now),
             own: self.own_report(now),
+            settled: &self.settled,
         }
     }
 }

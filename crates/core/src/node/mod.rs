@@ -18,6 +18,7 @@ mod holder;
 mod leader;
 pub mod lease;
 mod passive;
+mod settled;
 mod switchover;
 mod views;
 
@@ -33,6 +34,7 @@ use understudy_types::{
 
 pub use damping::Damping;
 pub use guard::GuardWish;
+pub use settled::Settled;
 pub use views::{
     DataView, HeardReport, JournalView, LocalView, PeerReport, PostgresFacts, PostgresView,
     SourceView,
@@ -363,6 +365,7 @@ pub struct Core {
     now: BootInstant,
     /// The newest accepted renewal, and when it was applied here; at first the own start.
     published_at: Option<((Epoch, u64), BootInstant)>,
+    settled: Settled,
     /// Whatever this process released and was not durable elsewhere, when its positions were read last,
     /// was released at this moment or later.
     exposed_from: Option<BootInstant>,
@@ -408,6 +411,7 @@ impl Core {
             source: None,
             now: BootInstant::ZERO,
             published_at: None,
+            settled: Settled::default(),
             exposed_from: None,
             exposed_beyond: None,
             peers: BTreeMap::new(),
@@ -572,6 +576,9 @@ impl Core {
         // A grant publishes nothing: what was published last only grows older by it.
         if self.published_at.is_none_or(|(known, _)| known != newest && newest.1 > 0) {
             self.published_at = Some((newest, now));
+        }
+        if let Some(published) = self.state.holder.as_ref().and_then(|h| h.published.as_ref()) {
+            self.settled.note(now, published);
         }
         if let Some((command, outcome)) = applied {
             self.settle(&command, &outcome);

@@ -365,7 +365,7 @@ impl ClusterState {
             // with it, so only the stricter rules above speak.
             return Ok(());
         };
-        let known = published.durable.get(&to).copied().unwrap_or(Lsn::ZERO);
+        let known = self.published_durable(to).unwrap_or(Lsn::ZERO);
         if durable_lsn.is_none_or(|durable| durable < known) {
             return Err(Ineligible::LostWal);
         }
@@ -388,6 +388,12 @@ impl ClusterState {
             }
         }
         Ok(())
+    }
+
+    /// How far `node` had made WAL durable, by what was published last.
+    pub fn published_durable(&self, node: NodeId) -> Option<Lsn> {
+        let published = self.holder.as_ref()?.published.as_ref()?;
+        published.durable.get(&node).copied()
     }
 
     fn check_timeline(&self, timeline: Timeline, resumes: bool) -> Result<(), Rejection> {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use understudy_core::Command;
-use understudy_core::node::{HeardReport, PeerReport};
+use understudy_core::node::{HeardReport, PeerReport, Settled};
 use understudy_core::state::{Dial, Phase, PromoteCause};
 use understudy_core::verdict::{self, Candidacy, Evidence};
 use understudy_types::{DurabilityMode, Lsn, NodeId, ProcessStart, Timeline};
@@ -46,6 +46,7 @@ impl Protocol {
             (0..2).filter(|peer| world.voters[*peer].up).map(heard).collect();
         // The witness has no data; what it would say of itself is not looked at.
         let own = self.report_of(world, node.min(1));
+        let settled = Settled::default();
         let evidence = Evidence {
             state: &state,
             peers: &peers,
@@ -54,6 +55,7 @@ impl Protocol {
             majority: true,
             lease_over: world.voters[node].over == 0,
             own,
+            settled: &settled,
         };
         verdict::choose(&evidence).ok()
     }
