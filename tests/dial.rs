@@ -9,11 +9,10 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::Value;
-use support::lab::{DATA, Lab, Plan, ZERO, node_in};
+use support::lab::{BOUNDED, DATA, Lab, ZERO, node_in};
 use support::postgres::give;
 use support::processes::Background;
 
-const BOUNDED: Plan = Plan { mode: "bounded", lease_ttl: None };
 /// More than are written while a test runs.
 const ROWS_MAX: u32 = 400_000;
 

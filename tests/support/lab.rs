@@ -44,6 +44,9 @@ pub(crate) struct Plan {
 /// Nothing acknowledged may be lost.
 pub(crate) const ZERO: Plan = Plan { mode: "zero", lease_ttl: None };
 
+/// What is lost is bounded, and nothing waits for the passive.
+pub(crate) const BOUNDED: Plan = Plan { mode: "bounded", lease_ttl: None };
+
 struct Node {
     name: &'static str,
     address: String,

@@ -6,6 +6,7 @@
 pub mod config;
 pub mod node;
 pub mod rejoin;
+pub mod retention;
 mod serde_parts;
 pub mod state;
 pub mod timing;

@@ -19,7 +19,7 @@ use understudy_consensus::{Applied, ChannelTo, Consensus, ConsensusOptions, Lane
 use understudy_core::ClusterState;
 use understudy_core::node::{Core, CoreOptions, Event};
 use understudy_postgres::{Binaries, GuardianLink, OsUser, Server, Settings};
-use understudy_shipping::journal::{Journal, JournalOptions};
+use understudy_shipping::journal::{Journal, JournalOptions, Limits};
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::receiver::StandbyProgress;
 use understudy_shipping::relay::{Relay, RelayOptions};
@@ -41,6 +41,7 @@ use crate::receipts::Promised;
 use crate::recorder::{LastWordsCell, Recorder, RecorderOptions};
 use crate::recovery::{self, Superseded};
 use crate::reports::{self, Board};
+use crate::retention;
 
 /// The node cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -235,6 +236,13 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
     if let Some(hands) = hands.clone() {
         tokio::spawn(limits::look(hands, seen_by_doors.clone(), warnings));
     }
+    let room_words = watch::Sender::new(Vec::new());
+    let room_words_seen = room_words.subscribe();
+    if let (Some(hands), Some(postgres)) = (hands.clone(), &config.postgres) {
+        let (journal, pg_wal) = retention::policies(&config, postgres)
+            .map_err(part("look at the file systems for WAL"))?;
+        tokio::spawn(retention::look_after(hands, clock.clone(), journal, pg_wal, room_words));
+    }
     let doors = Doors {
         config: Arc::new(config),
         consensus: consensus.clone(),
@@ -245,6 +253,7 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         view: view.subscribe(),
         seen: seen_by_doors,
         warnings: warnings_seen,
+        room_words: room_words_seen,
         hands,
         superseded,
     };
@@ -418,6 +427,8 @@ pub(crate) async fn prepare_postgres(
         .expect("looking for programs does not panic")
         .map_err(part("find PostgreSQL's programs"))?;
     let os_user = OsUser::lookup(&postgres.os_user).map_err(part("find PostgreSQL's user"))?;
+    let (journal, pg_wal) =
+        retention::policies(config, postgres).map_err(part("look at the file systems for WAL"))?;
     let server = Server::new(
         Settings {
             data_dir: postgres.data_directory.clone(),
@@ -427,18 +438,19 @@ pub(crate) async fn prepare_postgres(
             socket_dir: postgres.socket_directory.clone(),
             os_user,
             log_file: config.data_dir.join("postgres-log").join("postgres.log"),
-            parameters: postgres.parameters.clone(),
+            parameters: retention::with_limits(postgres.parameters.clone(), &pg_wal),
             node_name: config.name.to_string(),
         },
         binaries,
     )
     .map_err(part("prepare PostgreSQL"))?;
     let dir = config.data_dir.join("wal");
-    let journal =
-        tokio::task::spawn_blocking(move || Journal::open(&dir, JournalOptions::default()))
-            .await
-            .expect("opening the journal does not panic")
-            .map_err(part("open the journal"))?;
+    let limits = Limits { bytes_max: journal.bytes_max, reserve_bytes: journal.reserve_bytes };
+    let options = JournalOptions { limits, ..JournalOptions::default() };
+    let journal = tokio::task::spawn_blocking(move || Journal::open(&dir, options))
+        .await
+        .expect("opening the journal does not panic")
+        .map_err(part("open the journal"))?;
     Ok((server, journal))
 }
 

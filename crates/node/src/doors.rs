@@ -59,6 +59,8 @@ pub(crate) struct Doors {
     pub(crate) seen: watch::Receiver<LocalSeen>,
     /// Known limits of the gate at this node's server.
     pub(crate) warnings: watch::Receiver<Vec<String>>,
+    /// What there is to say of the room for WAL.
+    pub(crate) room_words: watch::Receiver<Vec<String>>,
     pub(crate) hands: Option<Hands>,
     /// Hears of a newer incarnation of the cluster.
     pub(crate) superseded: Arc<Superseded>,

@@ -21,5 +21,6 @@ mod own_report;
 mod peer_service;
 mod recorder;
 mod reports;
+mod retention;
 mod telemetry;
 mod wal_service;

@@ -24,6 +24,7 @@ pub fn install() -> Result<PrometheusHandle, MetricsError> {
     let handle = PrometheusBuilder::new().install_recorder()?;
     describe();
     crate::limits::describe();
+    crate::retention::describe();
     crate::recorder::describe();
     Ok(handle)
 }

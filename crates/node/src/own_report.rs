@@ -83,6 +83,7 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
 /// What the gate cannot hold here; only a server that runs has limits.
 fn warnings(doors: &Doors, running: bool, foreign_gate: bool) -> Vec<String> {
     let mut warnings = if running { doors.warnings.borrow().clone() } else { Vec::new() };
+    warnings.extend_from_slice(&doors.room_words.borrow());
     if foreign_gate {
         warnings.push("somebody else is connected under the gate's name".to_owned());
     }

@@ -30,6 +30,18 @@ pub struct Slot {
     pub wal_status: String,
 }
 
+/// What keeps WAL at a primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalKept {
+    /// Its flush position.
+    pub flush_lsn: Lsn,
+    /// The physical slots.
+    pub slots: Vec<Slot>,
+    /// The last segment that `archive_command` failed at, if none was archived since; PostgreSQL keeps
+    /// everything from there on.
+    pub archive_failing: Option<String>,
+}
+
 impl Server {
     async fn session(&self) -> Result<PgConnection> {
         connection::open(self.settings(), PATIENCE).await
@@ -233,25 +245,54 @@ impl Server {
     /// When the statement fails.
     pub async fn slots(&self) -> Result<Vec<Slot>> {
         let mut session = self.session().await?;
+        let slots = slots(&mut session).await?;
+        connection::close(session).await;
+        Ok(slots)
+    }
+
+    /// What keeps WAL here.
+    ///
+    /// # Errors
+    /// When a statement fails, as on a server in recovery.
+    pub async fn wal_kept(&self) -> Result<WalKept> {
+        let mut session = self.session().await?;
         let statement = sqlx::query(
-            "SELECT slot_name::text AS name, active, restart_lsn::text AS restart_lsn, \
+            "SELECT pg_current_wal_flush_lsn()::text AS flush, \
+             (SELECT last_failed_wal FROM pg_stat_archiver \
+              WHERE last_failed_time > coalesce(last_archived_time, '-infinity') \
+              AND current_setting('archive_mode') <> 'off') AS failing",
+        )
+        .fetch_one(&mut session);
+        let row = connection::within("what keeps WAL", PATIENCE, statement).await?;
+        let flush: String = get(&row, "flush")?;
+        let slots = slots(&mut session).await?;
+        connection::close(session).await;
+        Ok(WalKept {
+            flush_lsn: flush.parse().map_err(|_| self.unusable(format!("{flush:?} is no LSN")))?,
+            slots,
+            archive_failing: get(&row, "failing")?,
+        })
+    }
+}
+
+async fn slots(session: &mut PgConnection) -> Result<Vec<Slot>> {
+    let statement = sqlx::query(
+        "SELECT slot_name::text AS name, active, restart_lsn::text AS restart_lsn, \
              coalesce(wal_status, '') AS wal_status \
              FROM pg_replication_slots WHERE slot_type = 'physical' ORDER BY 1",
-        )
-        .fetch_all(&mut session);
-        let rows = connection::within("slots", PATIENCE, statement).await?;
-        connection::close(session).await;
-        let slot = |row: &sqlx::postgres::PgRow| -> Result<Slot> {
-            let restart_lsn: Option<String> = get(row, "restart_lsn")?;
-            Ok(Slot {
-                name: get(row, "name")?,
-                active: get(row, "active")?,
-                restart_lsn: restart_lsn.and_then(|lsn| lsn.parse().ok()),
-                wal_status: get(row, "wal_status")?,
-            })
-        };
-        rows.iter().map(slot).collect()
-    }
+    )
+    .fetch_all(session);
+    let rows = connection::within("slots", PATIENCE, statement).await?;
+    let slot = |row: &sqlx::postgres::PgRow| -> Result<Slot> {
+        let restart_lsn: Option<String> = get(row, "restart_lsn")?;
+        Ok(Slot {
+            name: get(row, "name")?,
+            active: get(row, "active")?,
+            restart_lsn: restart_lsn.and_then(|lsn| lsn.parse().ok()),
+            wal_status: get(row, "wal_status")?,
+        })
+    };
+    rows.iter().map(slot).collect()
 }
 
 /// A column of a row of our own statements.

@@ -25,7 +25,7 @@ mod server;
 mod settings;
 
 pub use access::HbaMode;
-pub use admin::Slot;
+pub use admin::{Slot, WalKept};
 pub use binaries::{Binaries, SUPPORTED_MAJORS, Version};
 pub use catalogue::source_databases;
 pub use control::{ControlData, ControlState, DataDirectory};

@@ -39,6 +39,8 @@ use crate::thread::run_on_its_own;
 /// Between attempts to reach the holder.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// Between two tries to store more where there was no room.
+const ROOM_RETRY: Duration = Duration::from_secs(2);
 /// For the call to be answered at all.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the source to compare and attach; it may have to read a long record.
@@ -240,11 +242,21 @@ enum StreamEnd {
     Final(ReceiverEnd),
     /// To be tried again.
     Again(String),
+    /// To be tried again after a while: nothing but time, or a person, makes room.
+    NoRoom(String),
 }
 
 impl StreamEnd {
     fn again(problem: impl Into<String>) -> StreamEnd {
         StreamEnd::Again(problem.into())
+    }
+
+    /// What was received is not stored; the journal is as good as before.
+    fn refused(error: &JournalError) -> StreamEnd {
+        match error.is_no_room() {
+            true => StreamEnd::NoRoom(error.to_string()),
+            false => StreamEnd::Again(error.to_string()),
+        }
     }
 }
 
@@ -255,7 +267,7 @@ impl From<JournalError> for StreamEnd {
                 StreamEnd::Final(ReceiverEnd::NotAdmitted)
             }
             _ if error.is_fatal() => StreamEnd::Final(ReceiverEnd::JournalFailed(Arc::new(error))),
-            _ => StreamEnd::Again(error.to_string()),
+            _ => StreamEnd::refused(&error),
         }
     }
 }
@@ -310,7 +322,7 @@ impl Running {
         if let Err(error) = blocking(move || journal.admit(admission)).await {
             return match StreamEnd::from(error) {
                 StreamEnd::Final(end) => end,
-                StreamEnd::Again(_) => ReceiverEnd::NotAdmitted,
+                StreamEnd::Again(_) | StreamEnd::NoRoom(_) => ReceiverEnd::NotAdmitted,
             };
         }
         let channel = (self.options.connect)();
@@ -329,9 +341,15 @@ impl Running {
                     tracing::info!(problem, "receiver will try again");
                     self.status.send_modify(|status| status.last_problem = Some(problem));
                 }
+                StreamEnd::NoRoom(problem) => {
+                    tracing::warn!(problem, "receiver waits for room");
+                    self.status.send_modify(|status| status.last_problem = Some(problem));
+                    backoff = ROOM_RETRY;
+                }
             }
             sleep(backoff).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+            backoff =
+                if backoff < BACKOFF_MAX { (backoff * 2).min(BACKOFF_MAX) } else { BACKOFF_MAX };
         }
     }
 
@@ -607,7 +625,7 @@ impl Running {
                 // What an earlier stream left behind goes with the next bytes that are durable. What
                 // this one brought has been dropped, and nobody would send it again.
                 if left_over.as_ref().is_none_or(|known| !Arc::ptr_eq(known, error)) {
-                    return Err(StreamEnd::Again(error.to_string()));
+                    return Err(StreamEnd::refused(error));
                 }
             }
             let ack =

@@ -62,6 +62,8 @@ pub struct NodeConfig {
     /// What the decision recorder may occupy in `<data_dir>/trace`, in bytes; 0: nothing is recorded.
     /// Default 64 MiB, which is several hours of a quiet node; the oldest file is removed first.
     pub trace_bytes_max: u64,
+    /// How much WAL is kept.
+    pub wal: WalConfig,
     /// What is allowed but surely not meant; to be logged at start and printed by `config check`.
     pub warnings: Vec<String>,
 }
@@ -116,6 +118,20 @@ pub struct PostgresConfig {
     pub guardian: bool,
     /// The operator's own settings. Those that the protocol rests on are refused.
     pub parameters: BTreeMap<String, String>,
+}
+
+/// How much WAL a node keeps: in its journal, and in PostgreSQL's `pg_wal` for a node that is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalConfig {
+    /// Kept behind all that is needed, so that a node that was away is not copied afresh, in bytes.
+    /// Default 1 GiB. Also PostgreSQL's `wal_keep_size`, unless `parameters` says otherwise.
+    pub keep_bytes: u64,
+    /// The most that the journal holds, and that a slot keeps at the active (its
+    /// `max_slot_wal_keep_size`, unless `parameters` says otherwise). Default: a quarter of the file
+    /// system, 1 GiB at least.
+    pub bytes_max: Option<u64>,
+    /// What WAL leaves free of a file system. Default: a twentieth of it, 4 GiB at most.
+    pub reserve_bytes: Option<u64>,
 }
 
 /// How the daemon logs.
@@ -179,6 +195,9 @@ pub enum ConfigErrors {
         errors: Vec<ConfigError>,
     },
 }
+
+/// In the file: by the file system.
+const AUTO: &str = "auto";
 
 fn list(errors: &[ConfigError]) -> String {
     errors.iter().map(|error| format!("\n  {error}")).collect()

@@ -30,6 +30,8 @@ pub(super) struct Raw {
     pub(super) log: RawLog,
     #[serde(default)]
     pub(super) trace: RawTrace,
+    #[serde(default)]
+    pub(super) wal: RawWal,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -110,4 +112,12 @@ pub(super) struct RawLog {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawTrace {
     pub(super) size: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawWal {
+    pub(super) keep: Option<String>,
+    pub(super) max: Option<String>,
+    pub(super) reserve: Option<String>,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use understudy_core::{OnPassiveLoss, OnSoleSurvivor};
 use understudy_types::NodeKind;
 
-use super::{LogFormat, NodeConfig, PostgresConfig, duration, size};
+use super::{AUTO, LogFormat, NodeConfig, PostgresConfig, WalConfig, duration, size};
 
 /// A TOML string; debug form differs from it for exotic characters, so TOML itself writes it.
 fn text(value: &str) -> String {
@@ -46,6 +46,7 @@ fn write_all(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
     durability(config, out)?;
     timing(config, out)?;
     log(config, out)?;
+    wal(config, out)?;
     trace(config, out)
 }
 
@@ -252,4 +253,30 @@ fn trace(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
     )?;
     writeln!(out, "# removed first, \"0\" records nothing. `understudy replay` explains a trace.")?;
     writeln!(out, "size = {}", text(&size::format(config.trace_bytes_max)))
+}
+
+fn wal(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
+    let WalConfig { keep_bytes, bytes_max, reserve_bytes } = config.wal;
+    let or_auto = |bytes: Option<u64>| text(&bytes.map_or(AUTO.to_owned(), size::format));
+    writeln!(out, "\n[wal]")?;
+    writeln!(
+        out,
+        "# Kept in journal and pg_wal behind all that is needed: a node that was away no longer"
+    )?;
+    writeln!(out, "# than that catches up without a fresh copy.")?;
+    writeln!(out, "keep = {}", text(&size::format(keep_bytes)))?;
+    writeln!(
+        out,
+        "# The most that the journal holds, and that the active keeps for a node that is away, which"
+    )?;
+    writeln!(
+        out,
+        "# is copied afresh beyond it. \"auto\": a quarter of the file system, 1GiB at least."
+    )?;
+    writeln!(out, "max = {}", or_auto(bytes_max))?;
+    writeln!(
+        out,
+        "# What WAL leaves free of a file system. \"auto\": a twentieth of it, 4GiB at most."
+    )?;
+    writeln!(out, "reserve = {}", or_auto(reserve_bytes))
 }

@@ -78,7 +78,7 @@ fn defaults_are_filled_in_and_relative_paths_count_from_the_file() {
 #[test]
 fn what_is_shown_loads_to_the_same() {
     let fast = format!(
-        "{GOOD}\n[timing]\nprofile = \"fast\"\n[log]\nlevel = \"warn\"\n[trace]\nsize = \"0\"\n"
+        "{GOOD}\n[timing]\nprofile = \"fast\"\n[log]\nlevel = \"warn\"\n[trace]\nsize = \"0\"\n[wal]\nkeep = \"2GiB\"\nmax = \"auto\"\nreserve = \"1GiB\"\n"
     );
     for text in [GOOD, &fast] {
         let config = parse(text).unwrap();
@@ -96,7 +96,7 @@ fn everything_wrong_is_reported_at_once_with_field_value_and_remedy() {
         .replace("id = 3", "id = 2")
         .replace("127.0.1.2:7400", "127.0.1.1:7400")
         .replace("shared_buffers = \"64MB\"", "fsync = false")
-        + "[durability]\nrpo = \"15\"\nmode = \"none\"\n[log]\nlevel = \"x=y=z\"\n[trace]\nsize = \"1MB\"\n";
+        + "[durability]\nrpo = \"15\"\nmode = \"none\"\n[log]\nlevel = \"x=y=z\"\n[trace]\nsize = \"1MB\"\n[wal]\nkeep = \"1\"\nmax = \"1MiB\"\n";
     let errors = errors(&text);
     let expected = [
         "site = \"nord\": this node's entry in members says \"north\"",
@@ -107,6 +107,8 @@ fn everything_wrong_is_reported_at_once_with_field_value_and_remedy() {
         "durability.mode = \"none\": expected one of zero",
         "log.level",
         "trace.size = \"1MB\": expected a whole number with KiB, MiB or GiB",
+        "wal.keep = \"1\": expected a whole number with KiB, MiB or GiB",
+        "wal.max = \"1MiB\": expected at least 256MiB, or \"auto\"",
     ];
     for part in expected {
         assert!(errors.iter().any(|error| error.contains(part)), "{part} is not in {errors:#?}");

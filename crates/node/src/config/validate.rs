@@ -14,11 +14,11 @@ use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor, Timing};
 use understudy_types::{DurabilityMode, NodeId, NodeKind, NodeName};
 
 use super::raw::{
-    Raw, RawDurability, RawListen, RawLog, RawMember, RawPostgres, RawTiming, RawTrace,
+    Raw, RawDurability, RawListen, RawLog, RawMember, RawPostgres, RawTiming, RawTrace, RawWal,
 };
 use super::{
-    ConfigError, LogConfig, LogFormat, Member, NodeConfig, PostgresConfig, TlsFiles, duration,
-    parameters, size, split_host_port,
+    AUTO, ConfigError, LogConfig, LogFormat, Member, NodeConfig, PostgresConfig, TlsFiles,
+    WalConfig, duration, parameters, size, split_host_port,
 };
 
 /// The longest path of a Unix socket (`sun_path` of unix(7), less its terminator).
@@ -31,6 +31,10 @@ const MEMBERS_MAX: usize = 9;
 const TRACE_DEFAULT: &str = "64MiB";
 /// With less, a file of the ring would hold little more than the snapshot it begins with.
 const TRACE_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// What is kept of WAL that nobody needs unless the file says otherwise.
+const WAL_KEEP_DEFAULT: u64 = 1 << 30;
+/// Four of the largest segments that are common.
+const WAL_MAX_MIN: u64 = 256 << 20;
 
 #[derive(Default)]
 struct Findings {
@@ -141,6 +145,7 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
     let durability = durability(&mut found, &raw.durability, timing.ttl);
     let log = log(&mut found, &raw.log);
     let trace_bytes_max = trace(&mut found, &raw.trace);
+    let wal = wal(&mut found, &raw.wal);
     if !found.errors.is_empty() {
         return Err(found.errors);
     }
@@ -164,6 +169,7 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
             damping,
             log,
             trace_bytes_max,
+            wal,
             warnings: found.warnings,
         })
     };
@@ -524,4 +530,29 @@ fn trace(found: &mut Findings, raw: &RawTrace) -> u64 {
         Some(_) => {}
     }
     bytes.unwrap_or_default()
+}
+
+/// Sizes that fit each other; "auto" goes by the file system.
+fn wal(found: &mut Findings, raw: &RawWal) -> WalConfig {
+    let mut read = |field: &str, text: Option<&String>| -> Option<u64> {
+        let text = text.filter(|text| *text != AUTO)?;
+        let bytes = size::parse(text);
+        if bytes.is_none() {
+            found.error(field, quoted(text), size::EXPECTED);
+        }
+        bytes
+    };
+    let keep_bytes = read("wal.keep", raw.keep.as_ref()).unwrap_or(WAL_KEEP_DEFAULT);
+    let bytes_max = read("wal.max", raw.max.as_ref());
+    let reserve_bytes = read("wal.reserve", raw.reserve.as_ref());
+    if let (Some(max), Some(text)) = (bytes_max, &raw.max) {
+        if max < WAL_MAX_MIN {
+            found.error("wal.max", quoted(text), "expected at least 256MiB, or \"auto\"");
+        } else if max < keep_bytes {
+            let remedy =
+                format!("expected at least wal.keep, which is {}", size::format(keep_bytes));
+            found.error("wal.max", quoted(text), remedy);
+        }
+    }
+    WalConfig { keep_bytes, bytes_max, reserve_bytes }
 }

@@ -21,7 +21,7 @@ const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(600);
 /// How long one question to the server may take.
 const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// Before the node's name in the names of retention slots.
-pub(super) const SLOT_PREFIX: &str = "understudy_";
+pub(crate) const SLOT_PREFIX: &str = "understudy_";
 
 /// A name that nobody can guess, for each start of the server.
 pub(super) fn fresh_gate_name() -> GateName {

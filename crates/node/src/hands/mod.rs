@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use understudy_core::node::{Completion, Event, Task, TaskFailure, TaskId};
+use understudy_core::retention::Need;
 use understudy_postgres::{DataDirectory, GuardianLink, Server};
 use understudy_shipping::journal::Journal;
 use understudy_shipping::permit_cell::PermitCell;
@@ -32,6 +33,7 @@ use understudy_types::{
 use crate::receipts::{Promised, ReceiptSummary};
 
 pub(crate) use follow::FollowOrder;
+pub(crate) use hold::SLOT_PREFIX;
 pub(crate) use join::tunnel_roles;
 pub(crate) use observe::Observer;
 
@@ -177,6 +179,17 @@ impl Hands {
     }
 
     /// The newest loss receipt that is kept here.
+    /// What the data directory here needs of the journal; `None` while that is not known, as before the
+    /// first start on a fresh copy.
+    pub(crate) async fn wal_needs(&self) -> Option<Vec<Need>> {
+        let control = self.control().await.ok()?;
+        let fresh = self.server().settings().data_dir.join("backup_label");
+        if fresh.try_exists().unwrap_or(true) {
+            return None;
+        }
+        Some(vec![Need { who: "the standby's replay", from_lsn: control.redo_lsn }])
+    }
+
     pub(crate) fn newest_receipt(&self) -> Option<ReceiptSummary> {
         self.inner.newest_receipt.borrow().clone()
     }

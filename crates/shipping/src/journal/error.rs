@@ -30,6 +30,28 @@ pub enum JournalError {
         /// On what.
         path: PathBuf,
     },
+    /// The next segment would go over what the journal may hold.
+    #[error(
+        "begin a segment: the journal would hold {bytes} bytes, and wal.max is {bytes_max}; raise it, or \
+         look at what keeps WAL from being removed"
+    )]
+    OverMax {
+        /// With the segment.
+        bytes: u64,
+        /// The limit.
+        bytes_max: u64,
+    },
+    /// The next segment would not leave enough of the file system free.
+    #[error(
+        "begin a segment: {free_bytes} bytes are free on the journal's file system, and wal.reserve keeps \
+         {reserve_bytes} of them; make room"
+    )]
+    InReserve {
+        /// Free now.
+        free_bytes: u64,
+        /// To be left.
+        reserve_bytes: u64,
+    },
     /// Another process has this journal open.
     #[error("lock journal {}: another process holds it", path.display())]
     Locked {
@@ -154,8 +176,15 @@ impl JournalError {
             | JournalError::Gap { .. }
             | JournalError::WrongSystem { .. }
             | JournalError::TargetInUse { .. }
+            | JournalError::OverMax { .. }
+            | JournalError::InReserve { .. }
             | JournalError::NotHeld { .. } => false,
         }
+    }
+
+    /// There is no room for more, until somebody makes some.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, JournalError::OverMax { .. } | JournalError::InReserve { .. })
     }
 
     /// For `map_err`: what was tried on which file.

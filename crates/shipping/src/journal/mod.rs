@@ -17,6 +17,7 @@ mod held;
 mod meta;
 mod reader;
 mod recover;
+mod room;
 mod tip;
 mod writer;
 
@@ -40,6 +41,7 @@ pub use error::{AppendError, JournalError};
 pub use fetch::{GetOutcome, ScanResult, ScanStop, get, scan_pg_wal};
 pub(crate) use reader::Ahead;
 pub use reader::{JournalReader, ReadOutcome};
+pub use room::{Limits, Room};
 
 use files::History;
 use held::Chain;
@@ -51,11 +53,13 @@ use writer::{Item, Writer};
 pub struct JournalOptions {
     /// Bytes that may wait to be written; `append` waits when there are more. Below 4 GiB.
     pub queue_bytes_max: usize,
+    /// How much it may hold. What goes over that is refused, and nothing that is held suffers.
+    pub limits: Limits,
 }
 
 impl Default for JournalOptions {
     fn default() -> Self {
-        JournalOptions { queue_bytes_max: 16 * 1024 * 1024 }
+        JournalOptions { queue_bytes_max: 16 * 1024 * 1024, limits: Limits::NONE }
     }
 }
 
@@ -204,6 +208,7 @@ impl Journal {
             meta,
             histories,
             tip,
+            limits: options.limits,
             _lock: lock,
         };
         writer.publish(None);
@@ -261,6 +266,11 @@ impl Journal {
     /// When a newer epoch is known, or the epoch cannot be made durable.
     pub fn admit(&self, admission: Admission) -> Result<(), JournalError> {
         self.call(move |writer| writer.admit(admission))
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.inner.shared.dir
     }
 
     /// Whose WAL it holds, in segments of which size; `None` while it is empty.

@@ -440,3 +440,63 @@ async fn old_segments_are_removed_and_the_rest_can_be_fetched_and_set_aside() {
     feed(&journal, T1, wal.begin_lsn, &bytes, &mut Random(19)).await;
     durable(&journal, wal.fork_lsn).await;
 }
+
+#[tokio::test]
+async fn what_goes_over_a_limit_is_refused_and_what_is_held_stays_until_there_is_room() {
+    let wal = &real_wal();
+    let bytes = first_timeline(wal);
+    let dir = tempfile::tempdir().unwrap();
+    let segments = bytes.len() as u64 / size().bytes();
+    assert!(segments >= 3, "the WAL is too short for this test");
+    let limited = |limits| {
+        let options = JournalOptions { limits, ..JournalOptions::default() };
+        Journal::open(dir.path(), options).unwrap()
+    };
+    let refused = async |journal: &Journal, from: Lsn| {
+        let rest = &bytes[from.bytes_since(wal.begin_lsn) as usize..];
+        for (index, frame) in rest.chunks(100_000).enumerate() {
+            let at = from + (index * 100_000) as u64;
+            // Once the first was refused, the rest does not follow what is held.
+            if journal.append(epoch(1), T1, at, Bytes::copy_from_slice(frame)).await.is_err() {
+                break;
+            }
+        }
+        let seen = wait(journal, |positions| positions.as_ref().is_some_and(|p| p.error.is_some()));
+        seen.await
+    };
+    let limits = Limits { bytes_max: 2 * size().bytes(), reserve_bytes: 0 };
+    let journal = limited(limits);
+    journal.begin(wal.system_id, size(), T1, Vec::new(), wal.begin_lsn).unwrap();
+    journal.admit(admission(1)).unwrap();
+    let full = refused(&journal, wal.begin_lsn).await;
+    let error = full.error.unwrap();
+    assert!(matches!(*error, JournalError::OverMax { .. }), "{error}");
+    assert!(error.is_no_room() && !error.is_fatal());
+    assert!(full.durable_lsn <= wal.begin_lsn + limits.bytes_max);
+
+    // Nobody needs the first segment: there is room again, and it goes on where it ended.
+    let second = WalSegment::containing(T1, wal.begin_lsn, size()).end(size());
+    if full.durable_lsn >= second {
+        journal.raise_epoch(epoch(1)).unwrap();
+        assert_eq!(journal.remove_before(second).unwrap(), size().bytes());
+        let further = refused(&journal, full.durable_lsn).await;
+        assert!(further.durable_lsn > full.durable_lsn, "{further:?}");
+        assert!(further.durable_lsn <= second + limits.bytes_max);
+    }
+    drop(journal);
+
+    // A reserve that no file system has.
+    let journal = limited(Limits { bytes_max: u64::MAX, reserve_bytes: u64::MAX / 2 });
+    journal.admit(admission(1)).unwrap();
+    let held = journal.positions().borrow().clone().unwrap();
+    let full = refused(&journal, held.durable_lsn).await;
+    assert!(matches!(*full.error.unwrap(), JournalError::InReserve { .. }));
+    drop(journal);
+
+    let journal = limited(Limits::NONE);
+    journal.admit(admission(1)).unwrap();
+    let held = journal.positions().borrow().clone().unwrap().durable_lsn;
+    let rest = &bytes[held.bytes_since(wal.begin_lsn) as usize..];
+    feed(&journal, T1, held, rest, &mut Random(23)).await;
+    durable(&journal, wal.fork_lsn).await;
+}

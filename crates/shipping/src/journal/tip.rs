@@ -16,6 +16,7 @@ use super::error::JournalError;
 use super::files;
 use super::held::Chain;
 use super::meta::Content;
+use super::room::Limits;
 
 /// An unfinished segment.
 pub(super) struct OpenSegment {
@@ -85,7 +86,12 @@ impl Tip {
     }
 
     /// Verifies and writes a run of bytes; nothing is durable before `sync`.
-    pub(super) fn write(&mut self, lsn: Lsn, data: &[u8]) -> Result<(), JournalError> {
+    pub(super) fn write(
+        &mut self,
+        lsn: Lsn,
+        data: &[u8],
+        limits: &Limits,
+    ) -> Result<(), JournalError> {
         if lsn > self.written_lsn {
             return Err(JournalError::Gap { expected_lsn: self.written_lsn, lsn });
         }
@@ -117,6 +123,9 @@ impl Tip {
             let (size, segment) = (self.content.size, self.segment(at));
             let fits = data.len().min(segment.end(size).bytes_since(at) as usize);
             let offset = at.bytes_since(segment.start(size));
+            if !self.open.contains_key(&segment.number) {
+                limits.check(&self.dir, self.begin_lsn, segment.end(size), size)?;
+            }
             let open = self.open_segment(at)?;
             open.file
                 .write_all_at(&data[..fits], offset)

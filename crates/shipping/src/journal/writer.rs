@@ -17,6 +17,7 @@ use understudy_types::{Lsn, Timeline};
 use super::error::JournalError;
 use super::files::{self, History};
 use super::meta::Meta;
+use super::room::Limits;
 use super::tip::Tip;
 use super::{JournalPositions, Shared};
 
@@ -37,6 +38,7 @@ pub(super) struct Writer {
     pub(super) meta: Meta,
     pub(super) histories: BTreeMap<Timeline, History>,
     pub(super) tip: Option<Tip>,
+    pub(super) limits: Limits,
     /// Held as long as the journal is open.
     pub(super) _lock: File,
 }
@@ -110,7 +112,7 @@ impl Writer {
     /// Returns false if the bytes were refused.
     fn write(&mut self, lsn: Lsn, data: &[u8]) -> bool {
         let Some(tip) = &mut self.tip else { return false };
-        match tip.write(lsn, data) {
+        match tip.write(lsn, data, &self.limits) {
             Ok(()) => true,
             Err(error) => {
                 self.reject(error);
