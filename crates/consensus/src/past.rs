@@ -4,8 +4,9 @@
 //! entries that it acknowledged; if it counted, two leaders could win one term. Its storage is still
 //! the one that it was founded with, so that alone does not show it. So every durable change is
 //! numbered, every start of the daemon notes at which number it began, and each node keeps what it last
-//! heard of each other one. A storage whose past does not contain what was heard of it is an older
-//! copy, or the continuation of one. This file compares; what follows from it is others' business.
+//! heard of each other one, and passes it on: who leads hears everybody, the others hardly hear each
+//! other. A storage whose past does not contain what was heard of it is an older copy, or the
+//! continuation of one. This file compares; what follows from it is others' business.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use uuid::Uuid;
 
 /// Starts that are kept and told. Somebody who heard of none of the last so many compares revisions
 /// alone.
-const STARTS_MAX: usize = 16;
+const STARTS_MAX: usize = 8;
 
 /// One start of a daemon on its storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +31,7 @@ pub struct Start {
 }
 
 /// What a storage says of its own past.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Past {
     /// Newest last; the oldest are forgotten.
     pub(crate) starts: Vec<Start>,
@@ -51,8 +52,31 @@ impl Past {
     }
 }
 
+/// What is known of another node's storage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Known {
+    /// The storage's own identity.
+    pub(crate) storage: Uuid,
+    /// As it was last told.
+    pub(crate) past: Past,
+}
+
+impl Known {
+    /// As others are told of it.
+    pub(crate) fn of(&self, node: NodeId) -> v1::StorageKnown {
+        let storage = self.storage.as_bytes().to_vec();
+        v1::StorageKnown { node_id: node.0, storage, past: Some((&self.past).into()) }
+    }
+
+    /// The start that told it; `None` if it told of none.
+    fn heard(&self) -> Option<Heard> {
+        let process = self.past.starts.last()?.process;
+        Some(Heard { storage: self.storage, process, revision: self.past.revision })
+    }
+}
+
 /// What was last heard of a node's storage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Heard {
     /// The storage's own identity.
     pub(crate) storage: Uuid,
@@ -77,7 +101,7 @@ pub(crate) struct Pasts {
     storage: Uuid,
     starts: Vec<Start>,
     revision: AtomicU64,
-    heard: Mutex<BTreeMap<u64, Heard>>,
+    known: Mutex<BTreeMap<u64, Known>>,
 }
 
 impl Pasts {
@@ -85,14 +109,14 @@ impl Pasts {
         storage: Uuid,
         starts: Vec<Start>,
         revision: u64,
-        heard: BTreeMap<u64, Heard>,
+        known: BTreeMap<u64, Known>,
     ) -> Pasts {
-        Pasts { storage, starts, revision: AtomicU64::new(revision), heard: Mutex::new(heard) }
+        Pasts { storage, starts, revision: AtomicU64::new(revision), known: Mutex::new(known) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Heard>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Known>> {
         // Nothing panics while it changes the map.
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// So many changes are durable now.
@@ -109,13 +133,13 @@ impl Pasts {
         Past { starts: self.starts.clone(), revision: self.revision() }
     }
 
-    /// What was last heard of every node, by number.
-    pub(crate) fn all_heard(&self) -> BTreeMap<u64, Heard> {
+    /// What is known of every other node, by number.
+    pub(crate) fn all_known(&self) -> BTreeMap<u64, Known> {
         self.lock().clone()
     }
 
     pub(crate) fn heard_of(&self, node: NodeId) -> Option<Heard> {
-        self.lock().get(&node.0).copied()
+        self.lock().get(&node.0)?.heard()
     }
 
     /// Compares the past that `node` tells of its `storage` with what was heard before, and keeps it.
@@ -124,24 +148,37 @@ impl Pasts {
     /// In words, when it is an older one; then nothing is kept.
     pub(crate) fn hear(&self, node: NodeId, storage: Uuid, past: &Past) -> Result<(), String> {
         let process = past.starts.last().ok_or("it says nothing of its storage's past")?.process;
-        let mut heard = self.lock();
-        let mut revision = past.revision;
-        if let Some(before) = heard.get(&node.0).filter(|before| before.storage == storage) {
+        let mut known = self.lock();
+        let before = known.get(&node.0).filter(|known| known.storage == storage);
+        if let Some(before) = before.and_then(Known::heard) {
             // Messages of one start may overtake each other.
-            let overtaken = before.process == process;
-            if !overtaken && !past.contains(before) {
+            if before.process == process && past.revision <= before.revision {
+                return Ok(());
+            }
+            if before.process != process && !past.contains(&before) {
                 return Err(format!(
                     "its storage is an older copy: start {} had made {} changes when it was last heard, \
                      and the storage that start {process} opened does not have them all",
                     before.process, before.revision
                 ));
             }
-            if overtaken {
-                revision = revision.max(before.revision);
-            }
         }
-        heard.insert(node.0, Heard { storage, process, revision });
+        known.insert(node.0, Known { storage, past: past.clone() });
         Ok(())
+    }
+
+    /// Takes what somebody else knows of `node`, if that is newer than what is known here.
+    pub(crate) fn learn(&self, node: NodeId, news: Known) {
+        let mut known = self.lock();
+        let newer = match known.get(&node.0) {
+            // Which of two storages is the node's is not told by their pasts.
+            Some(before) if before.storage != news.storage => false,
+            Some(before) => before.heard().is_none_or(|before| news.past.contains(&before)),
+            None => true,
+        };
+        if newer && news.heard().is_some() {
+            known.insert(node.0, news);
+        }
     }
 
     /// Compares what somebody heard of this node with its own past.
@@ -179,6 +216,14 @@ impl TryFrom<&v1::StoragePast> for Past {
         };
         let starts: Result<_, uuid::Error> = past.starts.iter().map(start).collect();
         Ok(Past { starts: starts?, revision: past.revision })
+    }
+}
+
+impl TryFrom<&v1::StorageKnown> for Known {
+    type Error = uuid::Error;
+    fn try_from(known: &v1::StorageKnown) -> Result<Known, uuid::Error> {
+        let past = known.past.clone().unwrap_or_default();
+        Ok(Known { storage: Uuid::from_slice(&known.storage)?, past: (&past).try_into()? })
     }
 }
 
@@ -256,6 +301,25 @@ mod tests {
         other
             .hear(NODE, Uuid::from_u128(8), &Past { starts: vec![start(5, 0)], revision: 0 })
             .unwrap();
+    }
+
+    #[test]
+    fn what_another_knows_is_taken_where_it_is_newer() {
+        let here = Pasts::new(Uuid::from_u128(1), vec![start(50, 0)], 1, BTreeMap::new());
+        let known = |starts: &[Start], revision| Known {
+            storage: STORAGE,
+            past: Past { starts: starts.to_vec(), revision },
+        };
+        here.learn(NODE, known(&[start(1, 0)], 7));
+        assert_eq!(here.heard_of(NODE), Some(heard(1, 7)));
+        here.learn(NODE, known(&[start(1, 0), start(2, 10)], 12));
+        assert_eq!(here.heard_of(NODE), Some(heard(2, 12)));
+        // Older, of a copy, and of another storage.
+        here.learn(NODE, known(&[start(1, 0)], 9));
+        here.learn(NODE, known(&[start(1, 0), start(3, 8)], 40));
+        here.learn(NODE, Known { storage: Uuid::from_u128(8), ..known(&[start(4, 0)], 99) });
+        here.learn(NODE, known(&[], 99));
+        assert_eq!(here.heard_of(NODE), Some(heard(2, 12)));
     }
 
     #[test]

@@ -244,7 +244,14 @@ impl Peers {
             payload,
             past: Some((&self.pasts.own()).into()),
             heard: self.pasts.heard_of(target).map(Into::into),
+            others: self.others_than(target),
         }
+    }
+
+    fn others_than(&self, target: NodeId) -> Vec<v1::StorageKnown> {
+        let known = self.pasts.all_known().into_iter();
+        let others = known.filter(|(node, _)| *node != target.0);
+        others.map(|(node, known)| known.of(NodeId(node))).collect()
     }
 
     /// Why this node's storage is an older copy of what it told others; it must not take part then.
@@ -274,7 +281,14 @@ impl Peers {
         self.pasts.hear(member, storage.0, &past).map_err(|why| {
             let name = self.members.get(&member).map_or("?", |member| member.name.as_str());
             Status::already_exists(format!("node {name} is refused: {why}"))
-        })
+        })?;
+        for known in &message.others {
+            let node = NodeId(known.node_id);
+            if node != self.node && self.members.contains_key(&node) {
+                self.pasts.learn(node, known.try_into().map_err(unreadable)?);
+            }
+        }
+        Ok(())
     }
 
     /// The configured member behind a certificate's name.

@@ -33,7 +33,7 @@ pub(crate) const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
 const REVISION: &str = "revision";
-const HEARD: &str = "heard";
+const KNOWN: &str = "known";
 pub(crate) const CONDEMNED: &str = "condemned";
 
 /// The file's name in its directory.
@@ -174,9 +174,9 @@ impl LogStore {
         }
         write_identity(&db, &identity).map_err(failed)?;
         device.sync_names().map_err(failed)?;
-        let heard = read_meta(&db, HEARD).map_err(failed)?.unwrap_or_default();
+        let known = read_meta(&db, KNOWN).map_err(failed)?.unwrap_or_default();
         let starts = identity.starts.clone();
-        let pasts = Arc::new(Pasts::new(identity.incarnation, starts, revision, heard));
+        let pasts = Arc::new(Pasts::new(identity.incarnation, starts, revision, known));
 
         let db = Arc::new(db);
         let writer = if device.simulated_write().is_some() {
@@ -388,8 +388,8 @@ fn write(db: &Database, pasts: &Pasts, change: Change) -> io::Result<()> {
     if durable {
         let mut meta = tx.open_table(META).map_err(other)?;
         meta.insert(REVISION, encode(&revision)?.as_slice()).map_err(other)?;
-        // What was heard of the others comes to the disk with what is written anyway.
-        meta.insert(HEARD, encode(&pasts.all_heard())?.as_slice()).map_err(other)?;
+        // What is known of the others comes to the disk with what is written anyway.
+        meta.insert(KNOWN, encode(&pasts.all_known())?.as_slice()).map_err(other)?;
     }
     {
         let mut meta = tx.open_table(META).map_err(other)?;

@@ -271,6 +271,7 @@ async fn a_message_for_another_node_or_in_another_name_is_refused() {
             revision: 1,
         }),
         heard: None,
+        others: Vec::new(),
     };
     let without_past = v1::RaftMessage { past: None, ..honest.clone() };
     let mut older_copy = honest.clone();
