@@ -33,6 +33,8 @@ const TABLE: &[Row] = &[
     },
     Row { name: "wal", ours: &["types"], theirs: Some(&["bytes", "crc32c", "thiserror"]) },
     Row { name: "checks", ours: &["types"], theirs: Some(&["serde", "thiserror"]) },
+    // A stand-in for a network, for tests and benchmarks; the daemon never has it.
+    Row { name: "line", ours: &[], theirs: None },
     Row { name: "proto", ours: &["types"], theirs: None },
     Row { name: "transport", ours: &["types"], theirs: None },
     Row { name: "consensus", ours: &["types", "core", "proto", "transport"], theirs: None },
@@ -65,7 +67,7 @@ const TABLE: &[Row] = &[
     // Measures the parts as the daemon puts them together, each side as a process of its own.
     Row {
         name: "bench",
-        ours: &["types", "proto", "transport", "shipping", "postgres"],
+        ours: &["types", "line", "proto", "transport", "shipping", "postgres"],
         theirs: None,
     },
     // Checks of the protocol, for developers; nothing depends on it and the daemon never has it.

@@ -2,7 +2,6 @@
 //!
 //! The network is cut by taking away the way to a node; nothing else here is a stand-in.
 
-mod line;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,8 +21,8 @@ use understudy_transport as transport;
 use understudy_types::{ClusterId, ClusterIncarnation, NodeId, NodeKind, NodeName};
 use uuid::Uuid;
 
-pub(crate) use line::{Habit, Line};
 use service::Service;
+pub(crate) use understudy_line::{Habit, Line};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -214,7 +213,7 @@ impl Lab {
         let listener = listening.await.unwrap().unwrap();
         if self.with_lines {
             for from in (1..=3).map(NodeId).filter(|from| *from != id) {
-                let line = Line::to(listener.local_addr()).await;
+                let line = Line::to(listener.local_addr()).await.unwrap();
                 self.ways.lock().unwrap().lines.insert((from, id), line);
             }
         }
