@@ -168,7 +168,9 @@ impl Keeper {
             }
         }
         let full_in = self.journal.record(Some(&held), held_for);
-        words_of_journal(&self.journal.policy, &held, held_for, full_in)
+        let refused = positions.error.filter(|error| error.is_no_room()).map(|e| e.to_string());
+        gauge!("understudy_wal_refused").set(f64::from(u8::from(refused.is_some())));
+        words_of_journal(&self.journal.policy, &held, held_for, refused.as_deref(), full_in)
     }
 
     async fn look_at_server(&mut self, clock: &dyn Clock) -> Vec<String> {
@@ -238,9 +240,9 @@ fn words_of_journal(
     policy: &Policy,
     held: &Held,
     held_for: Option<&str>,
+    refused: Option<&str>,
     full_in: Option<Duration>,
 ) -> Vec<String> {
-    let room = retention::room(policy, held);
     let bytes = held.end_lsn.bytes_since(held.begin_lsn);
     let why = held_for.map_or(String::new(), |who| format!(", held for {who}"));
     let what = format!("the journal holds {}{why}", size(bytes));
@@ -250,8 +252,8 @@ fn words_of_journal(
         size(held.free_bytes),
         size(policy.reserve_bytes)
     );
-    if room == 0 {
-        vec![format!("{what}; new WAL is refused, because {limits}: make room, or raise the limit")]
+    if let Some(why) = refused {
+        vec![format!("{what}, and refuses new WAL: {why}")]
     } else if let Some(time) = full_in.filter(|time| *time < NEAR) {
         vec![format!(
             "{what}; at this rate there is room for {} min: {limits}",
@@ -333,6 +335,7 @@ const GAUGES: &[(&str, Unit, &str)] = &[
         Unit::Bytes,
         "WAL in the journal; at the active also what slots keep in pg_wal. NaN if none.",
     ),
+    ("understudy_wal_refused", Unit::Count, "1 while the journal takes no more WAL."),
     ("understudy_wal_free_bytes", Unit::Bytes, "Free on that place's file system."),
     (
         "understudy_wal_room_bytes",
@@ -363,13 +366,20 @@ mod tests {
 
     #[test]
     fn a_journal_in_order_is_not_talked_about_and_a_full_one_says_what_to_do() {
-        let quiet = words_of_journal(&POLICY, &held(1 << 30, 50 << 30), None, None);
+        let quiet = words_of_journal(&POLICY, &held(1 << 30, 50 << 30), None, None, None);
         assert_eq!(quiet, Vec::<String>::new());
         let near = Some(Duration::from_secs(1800));
-        let near = words_of_journal(&POLICY, &held(5 << 30, 50 << 30), Some("its standby"), near);
+        let near =
+            words_of_journal(&POLICY, &held(5 << 30, 50 << 30), Some("its standby"), None, near);
         assert!(near[0].contains("5120 MiB, held for its standby") && near[0].contains("30 min"));
-        let full = words_of_journal(&POLICY, &held(5 << 30, 1 << 30), Some("its standby"), None);
-        assert!(full[0].contains("new WAL is refused") && full[0].contains("1024 MiB are free"));
+        let full = words_of_journal(
+            &POLICY,
+            &held(5 << 30, 1 << 30),
+            Some("its standby"),
+            Some("no room; make some"),
+            None,
+        );
+        assert!(full[0].contains("refuses new WAL: no room"), "{full:?}");
     }
 
     #[test]

@@ -452,7 +452,7 @@ async fn what_goes_over_a_limit_is_refused_and_what_is_held_stays_until_there_is
         let options = JournalOptions { limits, ..JournalOptions::default() };
         Journal::open(dir.path(), options).unwrap()
     };
-    let refused = async |journal: &Journal, from: Lsn| {
+    let refused = async |journal: &Journal, from: Lsn, beyond: Lsn| {
         let rest = &bytes[from.bytes_since(wal.begin_lsn) as usize..];
         for (index, frame) in rest.chunks(100_000).enumerate() {
             let at = from + (index * 100_000) as u64;
@@ -461,14 +461,14 @@ async fn what_goes_over_a_limit_is_refused_and_what_is_held_stays_until_there_is
                 break;
             }
         }
-        let seen = wait(journal, |positions| positions.as_ref().is_some_and(|p| p.error.is_some()));
-        seen.await
+        let refused = |p: &JournalPositions| p.error.is_some() && p.durable_lsn >= beyond;
+        wait(journal, |positions| positions.as_ref().is_some_and(refused)).await
     };
     let limits = Limits { bytes_max: 2 * size().bytes(), reserve_bytes: 0 };
     let journal = limited(limits);
     journal.begin(wal.system_id, size(), T1, Vec::new(), wal.begin_lsn).unwrap();
     journal.admit(admission(1)).unwrap();
-    let full = refused(&journal, wal.begin_lsn).await;
+    let full = refused(&journal, wal.begin_lsn, wal.begin_lsn).await;
     let error = full.error.unwrap();
     assert!(matches!(*error, JournalError::OverMax { .. }), "{error}");
     assert!(error.is_no_room() && !error.is_fatal());
@@ -479,7 +479,7 @@ async fn what_goes_over_a_limit_is_refused_and_what_is_held_stays_until_there_is
     if full.durable_lsn >= second {
         journal.raise_epoch(epoch(1)).unwrap();
         assert_eq!(journal.remove_before(second).unwrap(), size().bytes());
-        let further = refused(&journal, full.durable_lsn).await;
+        let further = refused(&journal, full.durable_lsn, full.durable_lsn + 1).await;
         assert!(further.durable_lsn > full.durable_lsn, "{further:?}");
         assert!(further.durable_lsn <= second + limits.bytes_max);
     }
@@ -489,7 +489,7 @@ async fn what_goes_over_a_limit_is_refused_and_what_is_held_stays_until_there_is
     let journal = limited(Limits { bytes_max: u64::MAX, reserve_bytes: u64::MAX / 2 });
     journal.admit(admission(1)).unwrap();
     let held = journal.positions().borrow().clone().unwrap();
-    let full = refused(&journal, held.durable_lsn).await;
+    let full = refused(&journal, held.durable_lsn, held.durable_lsn).await;
     assert!(matches!(*full.error.unwrap(), JournalError::InReserve { .. }));
     drop(journal);
 
