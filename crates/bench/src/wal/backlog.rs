@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::lab::Lab;
+use super::link::Link;
 use super::turn::{Contender, Turn, received};
 use crate::postgres::Sql;
 
@@ -102,7 +103,7 @@ pub(super) fn write(sql: &mut Sql, content: Content, bytes: u64) -> Result<()> {
 ///
 /// # Errors
 /// When a contender fails.
-pub(super) fn round(lab: &Lab, content: Content, round: u32) -> Result<Vec<CatchUp>> {
+pub(super) fn round(lab: &Lab, content: Content, link: Link, round: u32) -> Result<Vec<CatchUp>> {
     let mut measured = Vec::new();
     for index in 0..CONTENDERS.len() {
         let contender = CONTENDERS[(index + round as usize) % CONTENDERS.len()];
@@ -110,7 +111,7 @@ pub(super) fn round(lab: &Lab, content: Content, round: u32) -> Result<Vec<Catch
         let (mut sql, mut behind) = (lab.sql()?, standby.sql("postgres")?);
         let target = sql.flushed()?;
         let from = behind.lsn("SELECT pg_last_wal_replay_lsn()::text")?;
-        let mut turn = Turn::begin(lab, contender)?;
+        let mut turn = Turn::begin(lab, contender, link)?;
         let begun = Instant::now();
         turn.connect(&standby)?;
         turn.durable(target, &mut behind)
@@ -132,9 +133,10 @@ pub(super) fn round(lab: &Lab, content: Content, round: u32) -> Result<Vec<Catch
             passive_memory_bytes: cost.passive_bytes,
         };
         eprintln!(
-            "    catching up, {}, round {round}, {}: {:.0} MB in {seconds:.2} s, processor {:.2} s \
+            "    catching up, {}{}, round {round}, {}: {:.0} MB in {seconds:.2} s, processor {:.2} s \
              a GB at the active and {:.2} at the passive",
             content.name(),
+            link.words(),
             contender.name(),
             bytes as f64 / 1e6,
             caught_up.active_cpu_per_gb,

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::lab::Lab;
+use super::link::Link;
 use super::turn::{CONTENDERS, Contender, Cost, Turn};
 use crate::postgres::{Instance, output_within};
 use crate::statistics::{quantile, sorted};
@@ -18,6 +19,7 @@ pub(super) struct Load {
     pub(super) clients: u32,
     /// Transactions a second, spread evenly over time; as many as go when there is no limit.
     pub(super) rate: Option<u32>,
+    pub(super) link: Link,
 }
 
 impl Load {
@@ -26,7 +28,8 @@ impl Load {
             1 => "1 client".to_owned(),
             clients => format!("{clients} clients"),
         };
-        self.rate.map_or(clients.clone(), |rate| format!("{clients}, {rate}/s"))
+        let rate = self.rate.map(|rate| format!(", {rate}/s")).unwrap_or_default();
+        clients + &rate + &self.link.words()
     }
 }
 
@@ -67,7 +70,7 @@ pub(super) fn round(
         let place = if round.is_multiple_of(2) { CONTENDERS.len() - 1 - index } else { index };
         let contender = CONTENDERS[(place + round as usize) % CONTENDERS.len()];
         let (mut sql, mut behind) = (lab.sql()?, standby.sql("postgres")?);
-        let mut turn = Turn::begin(lab, contender)?;
+        let mut turn = Turn::begin(lab, contender, load.link)?;
         turn.connect(standby)?;
         turn.in_step(&mut sql, &mut behind)?;
         let mut costs = || turn.cost(&mut sql, &mut behind);

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 use understudy_transport::{Authority, Identity};
 
+use super::link::Carrier;
 use super::sides::{CLUSTER, Papers, RECEIVER, SENDER};
 use crate::postgres::{Instance, Programs, Sql, output};
 
@@ -24,6 +25,7 @@ pub(super) struct Lab {
     pub(super) programs: Programs,
     pub(super) primary: Instance,
     pub(super) system_id: u64,
+    pub(super) carrier: Carrier,
     dir: TempDir,
 }
 
@@ -65,7 +67,7 @@ impl Lab {
         output(pgbench.args(["-i", "-q", "-s", &SCALE.to_string(), DATABASE]))?;
         let id = sql.value("SELECT system_identifier::text FROM pg_control_system()")?;
         let system_id = id.context("the server has no identifier")?.parse()?;
-        let lab = Lab { programs, primary, system_id, dir };
+        let lab = Lab { programs, primary, system_id, carrier: Carrier::new()?, dir };
         lab.renew_copy()?;
         Ok(lab)
     }
@@ -107,13 +109,12 @@ impl Lab {
         papers(self.dir.path(), node, of_postgres)
     }
 
-    /// How PostgreSQL's own programs reach the primary over mutual TLS.
-    pub(super) fn conninfo(&self, name: &str) -> String {
+    /// How PostgreSQL's own programs reach the primary, or the line to it, over mutual TLS.
+    pub(super) fn conninfo(&self, name: &str, port: u16) -> String {
         let Papers { ca, certificate, key } = self.papers(RECEIVER, true);
         format!(
-            "host=127.0.0.1 port={} user=postgres application_name={name} sslmode=verify-full \
+            "host=127.0.0.1 port={port} user=postgres application_name={name} sslmode=verify-full \
              sslrootcert={} sslcert={} sslkey={}",
-            self.primary.port,
             ca.display(),
             certificate.display(),
             key.display()

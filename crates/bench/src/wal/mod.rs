@@ -3,6 +3,7 @@
 mod backlog;
 mod commits;
 mod lab;
+mod link;
 mod report;
 mod sides;
 mod turn;
@@ -19,6 +20,7 @@ pub(crate) use sides::{receiver, source};
 use backlog::Content;
 use commits::Load;
 use lab::Lab;
+use link::Link;
 
 /// Something that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -29,6 +31,8 @@ enum Part {
     Lag,
     /// How fast a backlog is caught up with, and at which cost.
     CatchUp,
+    /// The same over a thin link.
+    ThinLink,
 }
 
 /// What is measured, and how long.
@@ -46,6 +50,15 @@ pub(crate) struct Options {
     /// How many clients write at once, one case each.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32])]
     clients: Vec<u32>,
+    /// Delay of the link each way, milliseconds; the commits are measured with each.
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 5, 40], value_name = "MS")]
+    delays: Vec<u32>,
+    /// Rate of the thin link, million bits a second.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    thin_mbit: u32,
+    /// Size of the backlog for the thin link, MiB.
+    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u64).range(16..))]
+    thin_backlog_mib: u64,
     /// Size of the backlog, MiB.
     #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u64).range(16..))]
     backlog_mib: u64,
@@ -75,10 +88,13 @@ const LAG_RATE: u32 = 2_000;
 pub(crate) fn run(options: &Options) -> Result<()> {
     eprintln!("    making a primary, a copy of it and certificates");
     let lab = Lab::create(options.dir.as_deref())?;
-    let loads = options.clients.iter().map(|&clients| Load { clients, rate: None });
-    let mut loads: Vec<Load> = loads.filter(|_| options.wants(Part::Commits)).collect();
+    let mut loads = Vec::new();
+    for &delay_ms in options.delays.iter().filter(|_| options.wants(Part::Commits)) {
+        let link = Link { delay_ms, mbit: None };
+        loads.extend(options.clients.iter().map(|&clients| Load { clients, rate: None, link }));
+    }
     if options.wants(Part::Lag) {
-        loads.push(Load { clients: 8, rate: Some(LAG_RATE) });
+        loads.push(Load { clients: 8, rate: Some(LAG_RATE), link: Link::default() });
     }
     let mut lines = Vec::new();
     let mut measured = Vec::new();
@@ -94,7 +110,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         lines.extend(report::commits(load, &measured));
     }
     if options.wants(Part::CatchUp) {
-        lines.extend(catch_up(&lab, options)?);
+        for content in [Content::Typical, Content::Incompressible] {
+            let (size, link) = (options.backlog_mib, Link::default());
+            lines.extend(catch_up(&lab, content, size, link, options.rounds)?);
+        }
+    }
+    if options.wants(Part::ThinLink) {
+        let link = Link { delay_ms: 0, mbit: Some(options.thin_mbit) };
+        let size = options.thin_backlog_mib;
+        lines.extend(catch_up(&lab, Content::Typical, size, link, options.rounds)?);
     }
     for line in &lines {
         println!("{}", line.words());
@@ -113,19 +137,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     options.record.as_deref().map_or(Ok(()), |file| append(file, &result.to_string()))
 }
 
-fn catch_up(lab: &Lab, options: &Options) -> Result<Vec<report::Line>> {
-    let mut lines = Vec::new();
-    for content in [Content::Typical, Content::Incompressible] {
-        eprintln!("    writing {} MiB of {} WAL", options.backlog_mib, content.name());
-        lab.renew_copy()?;
-        backlog::write(&mut lab.sql()?, content, options.backlog_mib << 20)?;
-        let mut measured = Vec::new();
-        for round in 1..=options.rounds {
-            measured.extend(backlog::round(lab, content, round)?);
-        }
-        lines.extend(report::catch_up(content, &measured));
+fn catch_up(
+    lab: &Lab,
+    content: Content,
+    mebibytes: u64,
+    link: Link,
+    rounds: u32,
+) -> Result<Vec<report::Line>> {
+    eprintln!("    writing {mebibytes} MiB of {} WAL", content.name());
+    lab.renew_copy()?;
+    backlog::write(&mut lab.sql()?, content, mebibytes << 20)?;
+    let mut measured = Vec::new();
+    for round in 1..=rounds {
+        measured.extend(backlog::round(lab, content, link, round)?);
     }
-    Ok(lines)
+    Ok(report::catch_up(content, link, &measured))
 }
 
 fn append(file: &Path, line: &str) -> Result<()> {

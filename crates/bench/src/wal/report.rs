@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::backlog::{CatchUp, Content};
 use super::commits::{Commits, Load};
+use super::link::Link;
 use super::turn::{CONTENDERS, Contender};
 use crate::statistics::{Spread, Verdict};
 
@@ -32,9 +33,16 @@ pub(super) struct Line {
 /// Which ratio a contender should reach, and to whom. The aims are those of issue 4.
 fn aim_of_commits(load: Load, contender: Contender) -> (Contender, Option<f64>) {
     match (contender, load) {
-        (Contender::Zero, Load { clients: 8, rate: None }) => (Contender::NativeSync, Some(0.95)),
-        (Contender::Bounded, Load { clients: 32, rate: None }) => {
-            (Contender::NativeAsync, Some(0.95))
+        (Contender::Zero, Load { clients: 8, rate: None, link }) => {
+            let aim = match link.delay_ms {
+                0 => Some(0.95),
+                5 => Some(0.98),
+                _ => None,
+            };
+            (Contender::NativeSync, aim)
+        }
+        (Contender::Bounded, Load { clients: 32, rate: None, link }) => {
+            (Contender::NativeAsync, (link.delay_ms == 0).then_some(0.95))
         }
         (Contender::Bounded, _) => (Contender::NativeAsync, None),
         _ => (Contender::NativeSync, None),
@@ -80,7 +88,7 @@ pub(super) fn commits(load: Load, measured: &[Commits]) -> Vec<Line> {
 }
 
 /// The lines of catching up with one content.
-pub(super) fn catch_up(content: Content, measured: &[CatchUp]) -> Vec<Line> {
+pub(super) fn catch_up(content: Content, link: Link, measured: &[CatchUp]) -> Vec<Line> {
     let of = |contender: Contender, value: fn(&CatchUp) -> Option<f64>| -> Vec<f64> {
         let found = measured.iter().filter(|one| one.contender == contender);
         found.filter(|one| one.content == content).filter_map(value).collect()
@@ -88,6 +96,7 @@ pub(super) fn catch_up(content: Content, measured: &[CatchUp]) -> Vec<Line> {
     let speed = |one: &CatchUp| Some(one.bytes as f64 / 1e6 / one.seconds);
     let processor = |one: &CatchUp| Some(one.active_cpu_per_gb + one.passive_cpu_per_gb);
     let native = Contender::NativeAsync;
+    let at_least = if link.mbit.is_some() { 2.0 } else { 1.0 };
     let mut lines = Vec::new();
     for contender in super::backlog::CONTENDERS {
         let speeds = of(contender, speed);
@@ -107,11 +116,12 @@ pub(super) fn catch_up(content: Content, measured: &[CatchUp]) -> Vec<Line> {
             also.extend(Spread::of(&dearer).map(|spread| ("cpu_ratio", spread.median)));
         }
         lines.push(Line::new(
-            format!("catching up, {}", content.name()),
+            format!("catching up, {}{}", content.name(), link.words()),
             contender,
             "MB/s",
             value,
-            (contender != native).then(|| (native, ratios(&speeds, &of(native, speed)), Some(1.0))),
+            (contender != native)
+                .then(|| (native, ratios(&speeds, &of(native, speed)), Some(at_least))),
             also,
         ));
     }

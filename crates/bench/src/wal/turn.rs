@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
+use understudy_line::Line;
 use understudy_types::{DurabilityMode, Lsn};
 
 use super::lab::{Lab, free_port};
+use super::link::Link;
 use super::sides::{RECEIVER, ReceiverTask, SENDER, Side, SourceTask};
 use crate::postgres::{Instance, Sql};
 use crate::usage::{memory_high_water, processor_time};
@@ -117,8 +119,11 @@ pub(super) struct Cost {
 pub(super) struct Turn<'a> {
     lab: &'a Lab,
     pub(super) contender: Contender,
+    link: Link,
     /// Where the sending side listens, if it is ours.
     holder: SocketAddr,
+    /// What the receiving side connects over.
+    line: Option<Line>,
     source: Option<Side>,
     receiver: Option<Side>,
     receivewal: Option<Killed>,
@@ -139,10 +144,18 @@ impl<'a> Turn<'a> {
     ///
     /// # Errors
     /// When it does not start.
-    pub(super) fn begin(lab: &'a Lab, contender: Contender) -> Result<Turn<'a>> {
+    pub(super) fn begin(lab: &'a Lab, contender: Contender, link: Link) -> Result<Turn<'a>> {
         let holder = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-        let mut turn =
-            Turn { lab, contender, holder, source: None, receiver: None, receivewal: None };
+        let mut turn = Turn {
+            lab,
+            contender,
+            link,
+            holder,
+            line: None,
+            source: None,
+            receiver: None,
+            receivewal: None,
+        };
         if let Some(mode) = contender.mode() {
             turn.source = Some(turn.source(mode)?);
         }
@@ -156,12 +169,20 @@ impl<'a> Turn<'a> {
     pub(super) fn connect(&mut self, standby: &Instance) -> Result<()> {
         match self.contender {
             Contender::NativeAsync | Contender::NativeSync => {
-                stream_from(standby, &self.lab.conninfo(NATIVE))
+                let port = self.way_to(self.lab.primary.port)?;
+                stream_from(standby, &self.lab.conninfo(NATIVE, port))
             }
             Contender::Receivewal => self.receivewal(),
             Contender::Bounded | Contender::Zero => self.receiver(standby),
             Contender::NoStandby => Ok(()),
         }
+    }
+
+    /// The way to a port of the active, over the link.
+    fn way_to(&mut self, port: u16) -> Result<u16> {
+        let (port, line) = self.lab.carrier.way_to(port, self.link)?;
+        self.line = line;
+        Ok(port)
     }
 
     fn source(&self, mode: DurabilityMode) -> Result<Side> {
@@ -179,9 +200,11 @@ impl<'a> Turn<'a> {
 
     fn receiver(&mut self, standby: &Instance) -> Result<()> {
         let (lab, relay_port) = (self.lab, free_port()?);
+        let mut holder = self.holder;
+        holder.set_port(self.way_to(holder.port())?);
         let receiver = ReceiverTask {
             papers: lab.papers(RECEIVER, false),
-            holder: self.holder,
+            holder,
             system_id: lab.system_id,
             journal: lab.path(JOURNAL),
             start: standby.sql("postgres")?.lsn("SELECT pg_last_wal_replay_lsn()::text")?,
@@ -210,7 +233,8 @@ impl<'a> Turn<'a> {
         self.lab.programs.give(&dir)?;
         let mut program = self.lab.programs.command("pg_receivewal");
         program.arg("-D").arg(&dir).args(["--synchronous", "--no-loop", "-d"]);
-        program.arg(self.lab.conninfo(RECEIVEWAL)).stdout(Stdio::null());
+        let port = self.way_to(self.lab.primary.port)?;
+        program.arg(self.lab.conninfo(RECEIVEWAL, port)).stdout(Stdio::null());
         // That the last segment is not complete is no news.
         program.stderr(Stdio::null());
         self.receivewal = Some(Killed(program.spawn().context("start pg_receivewal")?));
