@@ -31,7 +31,7 @@ use crate::daemon::RunError;
 use crate::driver::{Shared, View};
 use crate::hands::{Hands, tunnel_roles};
 use crate::http::{HttpDoor, HttpState};
-use crate::metrics::{Local, StatusMetrics};
+use crate::metrics::{Local, StatusMetrics, set_compression};
 use crate::observer::LocalSeen;
 use crate::own_report;
 use crate::peer_service::PeerService;
@@ -189,6 +189,19 @@ impl Doors {
     }
 }
 
+impl Doors {
+    /// What the streams to the others decided about compression; nothing is said of a stream that is not
+    /// there.
+    fn record_compression(&self) {
+        let source = self.hands.as_ref().and_then(|hands| hands.source().borrow().clone());
+        for (node, seen) in source.map(|source| source.compression()).unwrap_or_default() {
+            if let Some(member) = self.config.members.iter().find(|member| member.id == node) {
+                set_compression(member.name.as_str(), &seen);
+            }
+        }
+    }
+}
+
 async fn wait_for_first(doors: &Doors) -> ClusterStatus {
     let mut views = doors.view.clone();
     let view = match views.wait_for(Option::is_some).await {
@@ -226,6 +239,7 @@ async fn publish(doors: Doors, publisher: watch::Sender<Arc<ClusterStatus>>) {
             last_late_release_at: cell.last_late_release.map(|late| late.at),
         };
         recorder.record(&status, &local);
+        doors.record_compression();
         if publisher.send(Arc::new(status)).is_err() {
             return;
         }

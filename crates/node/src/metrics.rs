@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandl
 use understudy_types::{BootInstant, Epoch};
 
 use crate::status::{ClusterStatus, NodeStatus, SiteRole};
+use understudy_shipping::source::CompressionSeen;
 
 /// The process's metrics cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +122,16 @@ fn record_node(node: &NodeStatus) {
         .set(or_nan(node.replay_lag_seconds));
 }
 
+/// Sets what a receiver's stream last decided about compression, and what that rested on.
+pub(crate) fn set_compression(node: &str, seen: &CompressionSeen) {
+    let set = |name: &'static str, value: f64| gauge!(name, "node" => node.to_owned()).set(value);
+    set("understudy_wal_compression_on", flag(seen.on));
+    set("understudy_wal_line_held_up_ratio", seen.held_up);
+    set("understudy_wal_line_bytes_per_second", seen.line_bytes_per_second);
+    set("understudy_wal_compression_ratio", or_nan(seen.ratio));
+    set("understudy_wal_compression_bytes_per_second", or_nan(seen.speed_bytes_per_second));
+}
+
 fn flag(value: bool) -> f64 {
     f64::from(u8::from(value))
 }
@@ -163,6 +174,19 @@ const SECONDS: Option<Unit> = Some(Unit::Seconds);
 const BYTES: Option<Unit> = Some(Unit::Bytes);
 
 const GAUGES: &[(&str, Option<Unit>, &str)] = &[
+    ("understudy_wal_compression_on", None, "1 while WAL to that node is compressed."),
+    (
+        "understudy_wal_line_held_up_ratio",
+        None,
+        "Part of the time that the stream to that node waited for its line.",
+    ),
+    ("understudy_wal_line_bytes_per_second", BYTES, "What the line to that node took."),
+    ("understudy_wal_compression_ratio", None, "What compression makes of a byte; NaN if untried."),
+    (
+        "understudy_wal_compression_bytes_per_second",
+        BYTES,
+        "WAL that compression takes in; NaN if untried.",
+    ),
     ("understudy_build_info", None, "Always 1; the version is in the label."),
     ("understudy_node_uptime_seconds", SECONDS, "Time since this daemon started."),
     ("understudy_node_role", None, "1 for the role that this node has now, 0 for the others."),
@@ -244,6 +268,16 @@ mod tests {
                 last_late_release_at: Some(BootInstant(1_500_000_000)),
             };
             metrics.record(&status, &local);
+            set_compression(
+                "south",
+                &CompressionSeen {
+                    on: true,
+                    held_up: 0.75,
+                    line_bytes_per_second: 2_500_000.0,
+                    ratio: Some(0.25),
+                    speed_bytes_per_second: None,
+                },
+            );
             recorder.handle().render()
         });
         for line in [
@@ -258,6 +292,8 @@ mod tests {
             "understudy_replication_durable_lag_bytes{node=\"south\"} 700",
             "understudy_replication_durable_lag_bytes{node=\"north\"} NaN",
             "understudy_lease_left_seconds NaN",
+            "understudy_wal_compression_on{node=\"south\"} 1",
+            "understudy_wal_compression_bytes_per_second{node=\"south\"} NaN",
             "understudy_node_writable 0",
         ] {
             assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");

@@ -4,6 +4,7 @@
 //! `relay` serves the journal to a stock standby; `tunnel` carries PostgreSQL's own bulk tools.
 //! Nothing here decides who is active: it acts under a permit or an admission that says so.
 
+mod compression;
 pub mod journal;
 pub mod memory;
 pub mod permit_cell;

@@ -31,6 +31,7 @@ use understudy_types::{
 };
 use understudy_wal::protocol::HotStandbyFeedback;
 
+use crate::compression::Unpacker;
 use crate::journal::{AppendError, Journal, JournalError, JournalPositions};
 use crate::relay::RelayPositions;
 use crate::source::PROTOCOL_VERSION;
@@ -39,6 +40,8 @@ use crate::thread::run_on_its_own;
 /// Between attempts to reach the holder.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// The most WAL that one compressed frame may hold; sources put a quarter of it into one.
+const FRAME_RAW_BYTES_MAX: u32 = 1 << 20;
 /// Between two tries to store more where there was no room.
 const ROOM_RETRY: Duration = Duration::from_secs(2);
 /// For the call to be answered at all.
@@ -242,21 +245,11 @@ enum StreamEnd {
     Final(ReceiverEnd),
     /// To be tried again.
     Again(String),
-    /// To be tried again after a while: nothing but time, or a person, makes room.
-    NoRoom(String),
 }
 
 impl StreamEnd {
     fn again(problem: impl Into<String>) -> StreamEnd {
         StreamEnd::Again(problem.into())
-    }
-
-    /// What was received is not stored; the journal is as good as before.
-    fn refused(error: &JournalError) -> StreamEnd {
-        match error.is_no_room() {
-            true => StreamEnd::NoRoom(error.to_string()),
-            false => StreamEnd::Again(error.to_string()),
-        }
     }
 }
 
@@ -267,7 +260,7 @@ impl From<JournalError> for StreamEnd {
                 StreamEnd::Final(ReceiverEnd::NotAdmitted)
             }
             _ if error.is_fatal() => StreamEnd::Final(ReceiverEnd::JournalFailed(Arc::new(error))),
-            _ => StreamEnd::refused(&error),
+            _ => StreamEnd::Again(error.to_string()),
         }
     }
 }
@@ -322,7 +315,7 @@ impl Running {
         if let Err(error) = blocking(move || journal.admit(admission)).await {
             return match StreamEnd::from(error) {
                 StreamEnd::Final(end) => end,
-                StreamEnd::Again(_) | StreamEnd::NoRoom(_) => ReceiverEnd::NotAdmitted,
+                StreamEnd::Again(_) => ReceiverEnd::NotAdmitted,
             };
         }
         let channel = (self.options.connect)();
@@ -338,19 +331,24 @@ impl Running {
             match ended {
                 StreamEnd::Final(end) => return end,
                 StreamEnd::Again(problem) => {
+                    // However the stream ended, this is what it ended for.
+                    let no_room = self.no_room();
+                    let pause = if no_room.is_some() { ROOM_RETRY } else { backoff };
+                    let problem = no_room.unwrap_or(problem);
                     tracing::info!(problem, "receiver will try again");
                     self.status.send_modify(|status| status.last_problem = Some(problem));
-                }
-                StreamEnd::NoRoom(problem) => {
-                    tracing::warn!(problem, "receiver waits for room");
-                    self.status.send_modify(|status| status.last_problem = Some(problem));
-                    backoff = ROOM_RETRY;
+                    sleep(pause).await;
                 }
             }
-            sleep(backoff).await;
-            backoff =
-                if backoff < BACKOFF_MAX { (backoff * 2).min(BACKOFF_MAX) } else { BACKOFF_MAX };
+            backoff = (backoff * 2).min(BACKOFF_MAX);
         }
+    }
+
+    /// Why the journal takes no more: nothing but time, or a person, makes room.
+    fn no_room(&self) -> Option<String> {
+        let positions = self.options.journal.positions();
+        let error = positions.borrow().as_ref()?.error.clone()?;
+        error.is_no_room().then(|| error.to_string())
     }
 
     /// One stream, from dialling to its end.
@@ -426,6 +424,7 @@ impl Running {
             start_lsn: start_lsn.0,
             tail_lsn: tail_lsn.0,
             tail_sha256: hash,
+            zstd: true,
         })
     }
 
@@ -483,6 +482,7 @@ impl Running {
         few: &mut Few,
         arrived: &watch::Sender<Arrived>,
     ) -> Result<std::convert::Infallible, StreamEnd> {
+        let mut unpacker = None;
         loop {
             let message = if few.frames.is_empty() {
                 self.receive(inbound, SILENCE_MAX).await?
@@ -497,7 +497,7 @@ impl Running {
             };
             match message {
                 Incoming::Frame(frame) => {
-                    let (timeline, lsn, data) = self.checked(frame)?;
+                    let (timeline, lsn, data) = self.checked(frame, &mut unpacker)?;
                     if data.is_empty() {
                         continue;
                     }
@@ -542,18 +542,27 @@ impl Running {
         Err(StreamEnd::again(format!("the holder speaks of epoch {epoch}, {admitted} is admitted")))
     }
 
-    fn checked(&self, frame: v1::Frame) -> Result<(Timeline, Lsn, Bytes), StreamEnd> {
+    fn checked(
+        &self,
+        frame: v1::Frame,
+        unpacker: &mut Option<Unpacker>,
+    ) -> Result<(Timeline, Lsn, Bytes), StreamEnd> {
         self.check_epoch(frame.epoch)?;
         let timeline = Timeline::new(frame.timeline)
             .ok_or_else(|| StreamEnd::again("the holder sent WAL of timeline 0"))?;
         let lsn = Lsn(frame.lsn);
-        if crc32c::crc32c(&frame.data) != frame.crc32c {
+        let data = match frame.raw_bytes {
+            0 => frame.data,
+            raw_bytes => unpack(&frame.data, raw_bytes, unpacker)
+                .map_err(|error| StreamEnd::again(format!("unpack the frame at {lsn}: {error}")))?,
+        };
+        if crc32c::crc32c(&data) != frame.crc32c {
             return Err(StreamEnd::again(format!("the frame at {lsn} was damaged on its way")));
         }
-        if lsn.0.checked_add(frame.data.len() as u64).is_none() {
+        if lsn.0.checked_add(data.len() as u64).is_none() {
             return Err(StreamEnd::again(format!("the frame at {lsn} reaches beyond all WAL")));
         }
-        Ok((timeline, lsn, frame.data))
+        Ok((timeline, lsn, data))
     }
 
     /// Brings into the journal what came together: a little here and now, more by its own thread.
@@ -625,7 +634,7 @@ impl Running {
                 // What an earlier stream left behind goes with the next bytes that are durable. What
                 // this one brought has been dropped, and nobody would send it again.
                 if left_over.as_ref().is_none_or(|known| !Arc::ptr_eq(known, error)) {
-                    return Err(StreamEnd::refused(error));
+                    return Err(StreamEnd::Again(error.to_string()));
                 }
             }
             let ack =
@@ -709,6 +718,19 @@ struct Arrived {
 }
 
 /// Whether a refusal is the core's business or only a matter of time.
+/// The WAL of a compressed frame. What it says of its own size is believed up to a bound.
+fn unpack(data: &[u8], raw_bytes: u32, unpacker: &mut Option<Unpacker>) -> io::Result<Bytes> {
+    if raw_bytes > FRAME_RAW_BYTES_MAX {
+        let words = format!("{raw_bytes} bytes are announced, {FRAME_RAW_BYTES_MAX} are the most");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+    }
+    let unpacker = match unpacker {
+        Some(unpacker) => unpacker,
+        none => none.insert(Unpacker::new()?),
+    };
+    unpacker.unpack(data, raw_bytes as usize).map(Bytes::from)
+}
+
 fn refused_end(refused: v1::Refused) -> StreamEnd {
     let reason = refused.reason();
     let epoch = refused.epoch.map(Epoch::from).unwrap_or_default();

@@ -38,6 +38,8 @@ pub(crate) struct ValidAttach {
     pub(crate) tail_lsn: Lsn,
     /// SHA-256 of its bytes from `tail_lsn` to `start_lsn`; empty when it holds nothing.
     pub(crate) tail_sha256: Vec<u8>,
+    /// It can read what is compressed.
+    pub(crate) zstd: bool,
     /// The timeline of the byte at `tail_lsn`: where reading begins.
     pub(crate) read_timeline: Timeline,
 }
@@ -157,6 +159,7 @@ fn check_position(
         start_lsn,
         tail_lsn,
         tail_sha256: attach.tail_sha256.clone(),
+        zstd: attach.zstd,
         read_timeline: natural.min(timeline),
     })
 }
@@ -198,6 +201,7 @@ mod tests {
             start_lsn: start,
             tail_lsn: tail,
             tail_sha256: if tail == start { Vec::new() } else { vec![0; 32] },
+            zstd: true,
         }
     }
 

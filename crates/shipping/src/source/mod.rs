@@ -10,8 +10,10 @@ mod release;
 mod session;
 mod state;
 
+pub use crate::compression::CompressionSeen;
 pub use attach::{PROTOCOL_VERSION, SourceIdentity};
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -124,6 +126,11 @@ impl Source {
 }
 
 impl SourceHandle {
+    /// What each receiver's stream last decided about compression, and why.
+    pub fn compression(&self) -> BTreeMap<NodeId, CompressionSeen> {
+        self.shared.compression()
+    }
+
     /// Serves one receiver: the body of the `Wal.Stream` call. Needs a tokio runtime around it.
     ///
     /// A second stream of the same node replaces the first.

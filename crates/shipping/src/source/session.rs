@@ -18,13 +18,14 @@ use tonic::Status;
 use understudy_proto::v1::from_source::Message as Outgoing;
 use understudy_proto::v1::refused::Reason;
 use understudy_proto::v1::{self, to_source::Message as Incoming};
-use understudy_types::{Epoch, Lsn, ReceiverPosition, Timeline};
+use understudy_types::{BootInstant, Epoch, Lsn, NodeId, ReceiverPosition, Timeline};
 use understudy_wal::protocol::HotStandbyFeedback;
 
 use super::Peer;
 use super::attach::{Refusal, ValidAttach, validate};
 use super::feed::{Feed, FeedError, FeedEvent, StatusLine};
 use super::state::Shared;
+use crate::compression::{Compression, Packer};
 
 /// The largest frame.
 const FRAME_BYTES_MAX: usize = 256 * 1024;
@@ -166,7 +167,15 @@ where
     };
     let sent_lsn = AtomicU64::new(attach.start_lsn.0);
     let status = Arc::clone(&feed.status);
-    let mut sender = Sending { shared, outbound, sent_lsn: &sent_lsn, timeline: attach.timeline };
+    let mut sender = Sending {
+        shared,
+        outbound,
+        sent_lsn: &sent_lsn,
+        timeline: attach.timeline,
+        node: peer.node,
+        compression: Compression::default(),
+        packer: Packer::new().ok().filter(|_| attach.zstd),
+    };
     let mut listener = Listening {
         shared,
         peer,
@@ -246,6 +255,10 @@ struct Sending<'a> {
     sent_lsn: &'a AtomicU64,
     /// The receiver's timeline.
     timeline: Timeline,
+    node: NodeId,
+    compression: Compression,
+    /// `None` where the receiver cannot read it.
+    packer: Option<Packer>,
 }
 
 impl Sending<'_> {
@@ -312,17 +325,53 @@ impl Sending<'_> {
             let next_lsn = Lsn(lsn.0 + data.len() as u64);
             // Before the frame: the acknowledgement may be back before `send` returns.
             self.sent_lsn.store(next_lsn.0, Ordering::SeqCst);
-            self.send(Outgoing::Frame(v1::Frame {
+            let crc32c = crc32c::crc32c(&data);
+            let (data, raw_bytes) = self.pack(data);
+            let bytes = data.len();
+            let frame = Outgoing::Frame(v1::Frame {
                 epoch: Some(self.shared.options.identity.epoch.into()),
                 timeline: timeline.get(),
                 lsn: lsn.0,
-                crc32c: crc32c::crc32c(&data),
+                crc32c,
                 data,
-            }))
-            .await?;
+                raw_bytes,
+            });
+            let begun = Instant::now();
+            self.send(frame).await?;
+            self.decide(bytes, begun.elapsed());
             lsn = next_lsn;
         }
         Ok(())
+    }
+
+    /// The bytes as they go on the line, and how many they were, if they are compressed.
+    fn pack(&mut self, data: Bytes) -> (Bytes, u32) {
+        let wanted = self.compression.wants(data.len());
+        let Some(packer) = &mut self.packer else { return (data, 0) };
+        if !wanted && !self.compression.wants_a_try(data.len()) {
+            return (data, 0);
+        }
+        let begun = Instant::now();
+        match packer.pack(&data) {
+            Ok(packed) => {
+                self.compression.packed(data.len(), packed.len(), begun.elapsed());
+                let raw_bytes = u32::try_from(data.len()).unwrap_or(0);
+                let smaller = wanted && packed.len() < data.len() && raw_bytes > 0;
+                if smaller { (packed.into(), raw_bytes) } else { (data, 0) }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "WAL is not compressed");
+                self.packer = None;
+                (data, 0)
+            }
+        }
+    }
+
+    fn decide(&mut self, bytes: usize, waited: Duration) {
+        let now = self.shared.clock.now().since(BootInstant::ZERO);
+        if let Some(seen) = self.compression.sent(now, bytes, waited) {
+            self.shared.compression_seen(self.node, seen);
+        }
     }
 
     async fn switch(&mut self, to: Timeline, fork_lsn: Lsn, history: Bytes) -> Result<(), End> {

@@ -13,6 +13,7 @@ use understudy_types::{Clock, Epoch, Exposure, Lsn, NodeId, ReceiverPosition, So
 
 use super::SourceOptions;
 use super::release::{Known, Why};
+use crate::compression::CompressionSeen;
 use crate::permit_cell::PermitCell;
 
 /// What heartbeats tell receivers.
@@ -49,6 +50,8 @@ struct State {
     gate_backend_pid: Option<u32>,
     gate_silent_for: Duration,
     receivers: BTreeMap<NodeId, ReceiverPosition>,
+    /// What the streams last decided about compression.
+    compression: BTreeMap<NodeId, CompressionSeen>,
     /// Something happened that must be published without waiting for the next round.
     edge: bool,
 }
@@ -126,6 +129,18 @@ impl Shared {
         self.state().gate_silent_for = duration;
     }
 
+    pub(super) fn compression_seen(&self, node: NodeId, seen: CompressionSeen) {
+        let before = self.state().compression.insert(node, seen);
+        if before.is_some_and(|before| before.on) != seen.on {
+            let CompressionSeen { on, held_up, line_bytes_per_second, ratio, .. } = seen;
+            tracing::info!(%node, on, held_up, line_bytes_per_second, ?ratio, "compression of WAL");
+        }
+    }
+
+    pub(super) fn compression(&self) -> BTreeMap<NodeId, CompressionSeen> {
+        self.state().compression.clone()
+    }
+
     /// Takes the mark that something has to be published at once.
     pub(super) fn take_edge(&self) -> bool {
         std::mem::take(&mut self.state().edge)
@@ -175,6 +190,7 @@ impl Shared {
             position.attached = false;
             state.edge = true;
         }
+        state.compression.remove(&node);
         drop(state);
         session.done.cancel();
         self.wake_gate.notify_one();

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use postgres::until;
 use rig::{Rig, lsn};
+use understudy_line::Habit;
 use understudy_proto::v1::refused::Reason;
 use understudy_shipping::receiver::ReceiverEnd;
 use understudy_types::{DurabilityMode, Lsn, NodeId};
@@ -220,6 +221,35 @@ async fn a_receiver_follows_a_promotion_to_the_next_timeline() {
     let receiver = rig.receiver();
     let committed = rig.commit("INSERT INTO t VALUES (4)");
     assert!(committed.within(Duration::from_secs(5)).await, "{}", rig.state(&source, &receiver));
+    rig.end(receiver).await;
+    source.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wal_is_compressed_on_a_thin_line_and_not_on_a_fast_one_and_no_byte_changes() {
+    let rig = Rig::new().await;
+    let source = rig.source();
+    let line = rig.serve_over_a_line(&source).await;
+    let thin = Habit { bytes_per_second: Some(4 << 20), ..Habit::default() };
+    let receiver = rig.receiver();
+    let decided = || source.compression().get(&NodeId(2)).copied();
+    for _ in 0..2 {
+        line.set(thin);
+        rig.write_wal(40);
+        until("compression is switched on", || decided().is_some_and(|seen| seen.on)).await;
+        let seen = decided().unwrap();
+        assert!(seen.ratio.unwrap() < 0.6 && seen.held_up > 0.3, "{seen:?}");
+        rig.caught_up().await;
+
+        line.set(Habit::default());
+        let begun = tokio::time::Instant::now();
+        while decided().is_none_or(|seen| seen.on) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", decided());
+            rig.write_wal(8);
+            rig.caught_up().await;
+        }
+    }
+    assert_eq!(rig.compare_with_primary(), None);
     rig.end(receiver).await;
     source.stop().await;
 }

@@ -1,5 +1,6 @@
 //! One primary whose commits wait for a gate, a source, a gRPC server, and a receiver's journal.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::{Endpoint, Server as TonicServer};
 use tonic::{Request, Response, Status, Streaming};
+use understudy_line::Line;
 use understudy_proto::v1;
 use understudy_proto::v1::from_source::Message as Outgoing;
 use understudy_proto::v1::wal_server::{Wal, WalServer};
@@ -213,6 +215,23 @@ impl Rig {
         self.serve_by(Service::Source(source.clone())).await;
     }
 
+    /// The same, over a line whose habits can be set.
+    pub(crate) async fn serve_over_a_line(&self, source: &SourceHandle) -> Line {
+        let address = self.serve_by(Service::Source(source.clone())).await;
+        let line = Line::to(address).await.unwrap();
+        let endpoint = Endpoint::from_shared(format!("http://{}", line.address)).unwrap();
+        *self.holder.lock().unwrap() = Some(endpoint);
+        line
+    }
+
+    /// Writes about so many MiB of WAL, of the kind that tables make.
+    pub(crate) fn write_wal(&self, mebibytes: u32) {
+        let rows = mebibytes * 16_000;
+        self.sql(&format!(
+            "SET synchronous_commit=local; INSERT INTO t SELECT generate_series(1, {rows})"
+        ));
+    }
+
     /// A holder that attaches whoever comes, sends the primary's first bytes of WAL in frames of 8 KiB,
     /// and fails in the same breath; says where those bytes end.
     pub(crate) async fn serve_a_few_bytes_and_fail(&self) -> Lsn {
@@ -237,13 +256,14 @@ impl Rig {
                 lsn: begin.0 + (index * frame_bytes) as u64,
                 crc32c: crc32c::crc32c(data),
                 data: data.to_vec().into(),
+                raw_bytes: 0,
             }));
         }
         self.serve_by(Service::Script(script)).await;
         begin + (frames_count * frame_bytes) as u64
     }
 
-    async fn serve_by(&self, service: Service) {
+    async fn serve_by(&self, service: Service) -> SocketAddr {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
@@ -251,6 +271,7 @@ impl Rig {
         tokio::spawn(TonicServer::builder().add_service(service).serve_with_incoming(incoming));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         *self.holder.lock().unwrap() = Some(endpoint);
+        address
     }
 
     pub(crate) fn permit(&self, mode: DurabilityMode, waited_for: &[NodeId], ttl: Duration) {
