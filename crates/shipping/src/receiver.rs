@@ -8,6 +8,8 @@
 //! just been committed, is decrypted, made durable and acknowledged there without waking anybody else;
 //! more than that goes to the journal's thread, so that reading and writing run side by side.
 
+pub mod checks;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
@@ -432,18 +434,10 @@ impl Running {
             }
         };
         let admission = &self.options.admission;
-        let same = attached.epoch.map(Epoch::from) == Some(admission.epoch)
-            && attached.promotion == admission.promotion.to_string()
-            && Lsn(attached.start_lsn) == start_lsn;
         let held = self.options.journal.identity();
         let known = held.map(|(system_id, _)| system_id).or(self.options.system_id);
-        let size = SegmentSize::new(attached.segment_size_bytes);
-        let same_system = known.is_none_or(|known| known.0 == attached.system_id);
-        let (Some(size), true, true) = (size, same, same_system) else {
-            return Err(StreamEnd::again("the holder attached something else than was asked for"));
-        };
-        let timeline = Timeline::new(attached.timeline)
-            .ok_or_else(|| StreamEnd::again("the holder attached timeline 0"))?;
+        let (size, timeline) =
+            checks::attached(&attached, admission, known, start_lsn).map_err(StreamEnd::Again)?;
         if held.is_none() {
             let journal = self.options.journal.clone();
             let lineage = self.options.lineage.clone();
@@ -479,7 +473,9 @@ impl Running {
             };
             match message {
                 Incoming::Frame(frame) => {
-                    let (timeline, lsn, data) = self.checked(frame)?;
+                    let admitted = self.options.admission.epoch;
+                    let (timeline, lsn, data) =
+                        checks::frame(frame, admitted).map_err(StreamEnd::Again)?;
                     if data.is_empty() {
                         continue;
                     }
@@ -500,7 +496,8 @@ impl Running {
                     self.switch(switch).await?;
                 }
                 Incoming::Heartbeat(heartbeat) => {
-                    self.check_epoch(heartbeat.epoch)?;
+                    checks::epoch(heartbeat.epoch, self.options.admission.epoch)
+                        .map_err(StreamEnd::Again)?;
                     let received = SourceHeartbeat {
                         flush_lsn: Lsn(heartbeat.flush_lsn),
                         released_lsn: Lsn(heartbeat.released_lsn),
@@ -513,29 +510,6 @@ impl Running {
                 Incoming::Attached(_) => return Err(StreamEnd::again("attached twice")),
             }
         }
-    }
-
-    fn check_epoch(&self, epoch: Option<v1::Epoch>) -> Result<Epoch, StreamEnd> {
-        let epoch = epoch.map(Epoch::from).unwrap_or_default();
-        let admitted = self.options.admission.epoch;
-        if epoch == admitted {
-            return Ok(epoch);
-        }
-        Err(StreamEnd::again(format!("the holder speaks of epoch {epoch}, {admitted} is admitted")))
-    }
-
-    fn checked(&self, frame: v1::Frame) -> Result<(Timeline, Lsn, Bytes), StreamEnd> {
-        self.check_epoch(frame.epoch)?;
-        let timeline = Timeline::new(frame.timeline)
-            .ok_or_else(|| StreamEnd::again("the holder sent WAL of timeline 0"))?;
-        let lsn = Lsn(frame.lsn);
-        if crc32c::crc32c(&frame.data) != frame.crc32c {
-            return Err(StreamEnd::again(format!("the frame at {lsn} was damaged on its way")));
-        }
-        if lsn.0.checked_add(frame.data.len() as u64).is_none() {
-            return Err(StreamEnd::again(format!("the frame at {lsn} reaches beyond all WAL")));
-        }
-        Ok((timeline, lsn, frame.data))
     }
 
     /// Brings into the journal what came together: a little here and now, more by its own thread.
@@ -574,10 +548,8 @@ impl Running {
     }
 
     async fn switch(&self, switch: v1::TimelineSwitch) -> Result<(), StreamEnd> {
-        let epoch = self.check_epoch(switch.epoch)?;
-        let timeline = Timeline::new(switch.timeline)
-            .ok_or_else(|| StreamEnd::again("the holder switched to timeline 0"))?;
-        let fork_lsn = Lsn(switch.fork_lsn);
+        let epoch = self.options.admission.epoch;
+        let (timeline, fork_lsn) = checks::switch(&switch, epoch).map_err(StreamEnd::Again)?;
         tracing::info!(%timeline, %fork_lsn, "following the holder's timeline");
         let journal = &self.options.journal;
         Ok(journal.switch_timeline(epoch, timeline, &switch.history, fork_lsn).await?)

@@ -10,7 +10,9 @@ mod release;
 mod session;
 mod state;
 
-pub use attach::{PROTOCOL_VERSION, SourceIdentity};
+pub use attach::{
+    AckFault, PROTOCOL_VERSION, Refusal, SourceIdentity, ValidAttach, validate, validate_ack,
+};
 
 use std::io;
 use std::path::PathBuf;
@@ -25,7 +27,6 @@ use understudy_proto::v1;
 use understudy_proto::v1::refused::Reason;
 use understudy_types::{BootInstant, Clock, Epoch, NodeId, NodeName, SegmentSize, SourcePositions};
 
-use self::attach::Refusal;
 use self::gate::Gate;
 use self::state::Shared;
 use crate::journal::Journal;
