@@ -47,6 +47,14 @@ pub enum PageFault {
     /// Not PostgreSQL's WAL, or of a version that is not accepted.
     #[error("page magic {0:#06X} is none of PostgreSQL 14 to 18")]
     Magic(u16),
+    /// Another version's than the pages before it, which no cluster's WAL is.
+    #[error("page magic {found:#06X} is not {expected:#06X}, as before it")]
+    OtherMagic {
+        /// What the page says.
+        found: u16,
+        /// What the pages before it say.
+        expected: u16,
+    },
     /// A flag that no accepted version sets, or a long header where a short one belongs.
     #[error("page flags {0:#06X} are impossible here")]
     Flags(u16),
