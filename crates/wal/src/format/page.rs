@@ -168,6 +168,29 @@ impl PageHeader {
         let page_bytes = u32_at(bytes, 36);
         let size = SegmentSize::new(segment_bytes)
             .ok_or(PageFault::Geometry { segment_bytes, page_bytes })?;
-        PageHeader::parse(bytes, Lsn(u64_at(bytes, 8)), size)
+        // A page from the middle of a segment has content where the size was looked for.
+        let stated_lsn = Lsn(u64_at(bytes, 8));
+        if !stated_lsn.0.is_multiple_of(size.bytes()) {
+            return Err(PageFault::Address(stated_lsn));
+        }
+        PageHeader::parse(bytes, stated_lsn, size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_from_the_middle_of_a_segment_does_not_identify_it() {
+        // A short header, and content behind it that happens to be a segment size and a page size.
+        let mut bytes = [0; LONG_HEADER_BYTES];
+        bytes[..2].copy_from_slice(&0xD110_u16.to_le_bytes());
+        bytes[4] = 1;
+        bytes[8..16].copy_from_slice(&(3 * PAGE_BYTES).to_le_bytes());
+        bytes[32..36].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+        bytes[36..].copy_from_slice(&(PAGE_BYTES as u32).to_le_bytes());
+        let stated_lsn = Lsn(3 * PAGE_BYTES);
+        assert_eq!(PageHeader::identify(&bytes), Err(PageFault::Address(stated_lsn)));
     }
 }
