@@ -69,6 +69,9 @@ pub enum PageFault {
         /// The newest timeline that is possible here.
         expected: Timeline,
     },
+    /// The last page of all, behind which there is no position: nobody has ever written so much.
+    #[error("page reaches to the end of all positions")]
+    BeyondAll,
     /// The WAL of another cluster.
     #[error("page is of system {found}, expected {expected}")]
     System {

@@ -224,6 +224,9 @@ impl Scanner {
     /// Reads up to the end of what it is in, at most to the end of the page; returns bytes used.
     fn step(&mut self, bytes: &[u8], sink: &mut impl RecordSink) -> Result<usize, Stop> {
         let page_start = self.position.align_down(PAGE_BYTES);
+        if page_start > Lsn::MAX - PAGE_BYTES {
+            return Err(Stop::Page { at: page_start, fault: PageFault::BeyondAll });
+        }
         let page_offset = (self.position.0 - page_start.0) as usize;
         let left_in_page = PAGE_BYTES as usize - page_offset;
         let bytes = &bytes[..bytes.len().min(left_in_page)];

@@ -315,6 +315,14 @@ fn a_page_of_another_version_than_the_one_before_it_is_refused_also_by_who_goes_
 }
 
 #[test]
+fn the_end_of_all_positions_is_refused_instead_of_waited_for() {
+    let last_page = Lsn::MAX.align_down(PAGE_BYTES);
+    let mut scanner = Scanner::new(options(), last_page, None);
+    let fault = PageFault::BeyondAll;
+    assert_eq!(scanner.push(&[0; 9000]), Err(Stop::Page { at: last_page, fault }));
+}
+
+#[test]
 fn an_unwritten_place_is_told_from_a_damaged_one() {
     let mut built = Builder::new();
     built.record(&[1; 10]);
