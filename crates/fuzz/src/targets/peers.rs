@@ -10,7 +10,7 @@ use understudy_types::{ClusterId, NodeId, NodeKind};
 use uuid::Uuid;
 
 use super::Target;
-use super::shipping::{MEMORY_TIMES, right};
+use super::shipping::{MEMORY_TIMES, plain, right};
 use crate::allocation::within;
 use crate::random::Random;
 
@@ -61,7 +61,7 @@ fn judge(input: &[u8]) -> String {
     }
     let word = |result: Result<(), String>| match result {
         Ok(()) => "good".to_owned(),
-        Err(why) => why.chars().take(10).collect(),
+        Err(why) => plain(&why),
     };
     format!("{} {}", word(heard), word(answered))
 }

@@ -88,14 +88,19 @@ fn judge_to_source(input: &[u8]) -> String {
     }
 }
 
+/// The first words of a fault that are the same whatever the values in it are.
+pub(super) fn plain(fault: &str) -> String {
+    let word = |word: &&str| word.bytes().all(|byte| byte.is_ascii_lowercase());
+    fault.split(' ').take_while(word).collect::<Vec<_>>().join(" ")
+}
+
 /// Whoever is let in is of this cluster, this epoch and this history, and says what can be compared.
 fn judge_attach(attach: &v1::Attach) -> String {
     let source = source();
     let valid = match within(attach.encoded_len(), 4, || validate(attach, &source, PEER)) {
         Ok(valid) => valid,
         Err(refusal) => {
-            let words: String = refusal.detail.chars().filter(|c| !c.is_ascii_digit()).collect();
-            return format!("{:?} {}", refusal.reason, &words[..words.floor_char_boundary(12)]);
+            return format!("{:?} {}", refusal.reason, plain(&refusal.detail));
         }
     };
     let hello = attach.hello.as_ref().expect("nobody is let in without a word");
@@ -119,7 +124,7 @@ fn judge_from_source(input: &[u8]) -> String {
     let decoded = within(input.len(), MEMORY_TIMES, || v1::FromSource::decode(bytes));
     let Ok(message) = decoded else { return "no message".to_owned() };
     assert_eq!(v1::FromSource::decode(&*message.encode_to_vec()).as_ref(), Ok(&message));
-    let fault = |error: String| error.chars().filter(|c| !c.is_ascii_digit()).take(24).collect();
+    let fault = |error: String| plain(&error);
     match message.message {
         None => "empty".to_owned(),
         Some(from_source::Message::Frame(frame)) => {
