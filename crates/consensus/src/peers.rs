@@ -385,36 +385,61 @@ impl Peers {
 
     /// Checks a hello against our own configuration; says what is different.
     pub(crate) fn check_hello(&self, hello: &v1::Hello) -> Result<(), String> {
-        if hello.protocol_version != PROTOCOL_VERSION {
-            return Err(format!(
-                "it speaks version {} of the protocol, this node version {PROTOCOL_VERSION}",
-                hello.protocol_version
-            ));
-        }
-        if hello.cluster != self.cluster.to_string() {
-            return Err(format!("it belongs to cluster {}", hello.cluster));
-        }
-        match self.members.get(&NodeId(hello.node_id)) {
-            Some(member) if member.name.as_str() == hello.node => Ok(()),
-            _ => Err(format!(
-                "it is node {} ({}), which the founding list here does not have",
-                hello.node_id, hello.node
-            )),
-        }
+        check_hello(hello, self.cluster, &self.members)
     }
 
     /// The same for the answer of `node`, whose list of members has to be ours too.
     pub(crate) fn check_hello_of(&self, node: NodeId, hello: &v1::Hello) -> Result<(), String> {
-        self.check_hello(hello)?;
-        if hello.node_id != node.0 {
-            return Err(format!("node {} answered in its place", hello.node));
-        }
-        let ours: Vec<_> = self.members.values().map(v1::FoundingMember::from).collect();
-        if hello.members != ours {
-            return Err("its founding list differs from the one here".to_owned());
-        }
-        Ok(())
+        check_hello_of(node, hello, self.cluster, &self.members)
     }
+}
+
+/// Whether a hello comes from a founding member of this cluster; says what is different.
+///
+/// # Errors
+/// When it does not.
+pub fn check_hello(
+    hello: &v1::Hello,
+    cluster: ClusterId,
+    members: &BTreeMap<NodeId, FoundingMember>,
+) -> Result<(), String> {
+    if hello.protocol_version != PROTOCOL_VERSION {
+        return Err(format!(
+            "it speaks version {} of the protocol, this node version {PROTOCOL_VERSION}",
+            hello.protocol_version
+        ));
+    }
+    if hello.cluster != cluster.to_string() {
+        return Err(format!("it belongs to cluster {}", hello.cluster));
+    }
+    match members.get(&NodeId(hello.node_id)) {
+        Some(member) if member.name.as_str() == hello.node => Ok(()),
+        _ => Err(format!(
+            "it is node {} ({}), which the founding list here does not have",
+            hello.node_id, hello.node
+        )),
+    }
+}
+
+/// The same for the answer of `node`, whose list of members has to be ours too.
+///
+/// # Errors
+/// When it is another's, or its list is another.
+pub fn check_hello_of(
+    node: NodeId,
+    hello: &v1::Hello,
+    cluster: ClusterId,
+    members: &BTreeMap<NodeId, FoundingMember>,
+) -> Result<(), String> {
+    check_hello(hello, cluster, members)?;
+    if hello.node_id != node.0 {
+        return Err(format!("node {} answered in its place", hello.node));
+    }
+    let ours: Vec<_> = members.values().map(v1::FoundingMember::from).collect();
+    if hello.members != ours {
+        return Err("its founding list differs from the one here".to_owned());
+    }
+    Ok(())
 }
 
 #[allow(clippy::result_large_err)]

@@ -109,6 +109,7 @@ impl Server {
             timeline_since: Some(Lsn::ZERO),
             size: size(),
             system_id: None,
+            page_magic: None,
         };
         let mut reader = TransactionReader::new(options, version, segment.start(size()));
         let mut ended = Vec::new();

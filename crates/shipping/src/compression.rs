@@ -162,26 +162,34 @@ impl Packer {
     }
 }
 
-/// Gives frames their bytes back.
-pub(crate) struct Unpacker(zstd::bulk::Decompressor<'static>);
+/// The most WAL that one compressed frame may hold; sources put a quarter of it into one.
+pub const FRAME_RAW_BYTES_MAX: u32 = 1 << 20;
 
-impl Unpacker {
-    pub(crate) fn new() -> io::Result<Unpacker> {
-        zstd::bulk::Decompressor::new().map(Unpacker)
-    }
+/// Gives frames their bytes back; what it works with is made with the first and kept.
+#[derive(Default)]
+pub struct Unpacking(Option<zstd::bulk::Decompressor<'static>>);
 
-    /// The frame's bytes, of which there are exactly `raw_bytes`.
+impl Unpacking {
+    /// The frame's WAL, of which there are exactly `raw_bytes`.
     ///
     /// # Errors
-    /// When it holds something else, more, or less.
-    pub(crate) fn unpack(&mut self, data: &[u8], raw_bytes: usize) -> io::Result<Vec<u8>> {
+    /// When it holds something else, more, or less, or announces more than a frame may hold.
+    pub(crate) fn unpack(&mut self, data: &[u8], raw_bytes: u32) -> io::Result<Vec<u8>> {
+        let bad = |words| Err(io::Error::new(io::ErrorKind::InvalidData, words));
+        if raw_bytes > FRAME_RAW_BYTES_MAX {
+            return bad(format!("{raw_bytes} bytes are announced, {FRAME_RAW_BYTES_MAX} the most"));
+        }
+        let with = match &mut self.0 {
+            Some(with) => with,
+            none => none.insert(zstd::bulk::Decompressor::new()?),
+        };
+        let raw_bytes = raw_bytes as usize;
         // The capacity bounds what a damaged or hostile frame can make of itself.
-        let raw = self.0.decompress(data, raw_bytes)?;
+        let raw = with.decompress(data, raw_bytes)?;
         if raw.len() == raw_bytes {
             return Ok(raw);
         }
-        let words = format!("it holds {} bytes where {raw_bytes} were announced", raw.len());
-        Err(io::Error::new(io::ErrorKind::InvalidData, words))
+        bad(format!("it holds {} bytes where {raw_bytes} were announced", raw.len()))
     }
 }
 
@@ -190,6 +198,7 @@ mod tests {
     use super::*;
 
     const FRAME: usize = 256 * 1024;
+    const WHOLE: u32 = 256 * 1024;
     const MIB: f64 = (1 << 20) as f64;
 
     /// A stream with a backlog over a line of so many bytes a second, for a while.
@@ -285,13 +294,13 @@ mod tests {
     fn a_frame_comes_back_as_it_was_and_a_false_length_is_refused() {
         let raw: Vec<u8> = (0..FRAME).map(|at| (at / 100) as u8).collect();
         let packed = Packer::new().unwrap().pack(&raw).unwrap();
-        let mut unpacker = Unpacker::new().unwrap();
+        let mut unpacker = Unpacking::default();
         assert!(packed.len() < FRAME / 10);
-        assert_eq!(unpacker.unpack(&packed, FRAME).unwrap(), raw);
-        for wrong in [0, 1, FRAME - 1, FRAME + 1] {
+        assert_eq!(unpacker.unpack(&packed, WHOLE).unwrap(), raw);
+        for wrong in [0, 1, WHOLE - 1, WHOLE + 1, FRAME_RAW_BYTES_MAX + 1, u32::MAX] {
             assert!(unpacker.unpack(&packed, wrong).is_err(), "{wrong}");
         }
-        assert!(unpacker.unpack(&packed[..packed.len() / 2], FRAME).is_err());
-        assert!(unpacker.unpack(b"no frame", FRAME).is_err());
+        assert!(unpacker.unpack(&packed[..packed.len() / 2], WHOLE).is_err());
+        assert!(unpacker.unpack(b"no frame", WHOLE).is_err());
     }
 }

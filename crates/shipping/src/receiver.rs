@@ -8,9 +8,10 @@
 //! just been committed, is decrypted, made durable and acknowledged there without waking anybody else;
 //! more than that goes to the journal's thread, so that reading and writing run side by side.
 
+pub mod checks;
+
 use std::cell::Cell;
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use understudy_types::{
 };
 use understudy_wal::protocol::HotStandbyFeedback;
 
-use crate::compression::Unpacker;
+use crate::compression::Unpacking;
 use crate::journal::{AppendError, Journal, JournalError, JournalPositions};
 use crate::relay::RelayPositions;
 use crate::source::PROTOCOL_VERSION;
@@ -40,8 +41,6 @@ use crate::thread::run_on_its_own;
 /// Between attempts to reach the holder.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
-/// The most WAL that one compressed frame may hold; sources put a quarter of it into one.
-const FRAME_RAW_BYTES_MAX: u32 = 1 << 20;
 /// Between two tries to store more where there was no room.
 const ROOM_RETRY: Duration = Duration::from_secs(2);
 /// For the call to be answered at all.
@@ -449,18 +448,10 @@ impl Running {
             }
         };
         let admission = &self.options.admission;
-        let same = attached.epoch.map(Epoch::from) == Some(admission.epoch)
-            && attached.promotion == admission.promotion.to_string()
-            && Lsn(attached.start_lsn) == start_lsn;
         let held = self.options.journal.identity();
         let known = held.map(|(system_id, _)| system_id).or(self.options.system_id);
-        let size = SegmentSize::new(attached.segment_size_bytes);
-        let same_system = known.is_none_or(|known| known.0 == attached.system_id);
-        let (Some(size), true, true) = (size, same, same_system) else {
-            return Err(StreamEnd::again("the holder attached something else than was asked for"));
-        };
-        let timeline = Timeline::new(attached.timeline)
-            .ok_or_else(|| StreamEnd::again("the holder attached timeline 0"))?;
+        let (size, timeline) =
+            checks::attached(&attached, admission, known, start_lsn).map_err(StreamEnd::Again)?;
         if held.is_none() {
             let journal = self.options.journal.clone();
             let lineage = self.options.lineage.clone();
@@ -482,7 +473,7 @@ impl Running {
         few: &mut Few,
         arrived: &watch::Sender<Arrived>,
     ) -> Result<std::convert::Infallible, StreamEnd> {
-        let mut unpacker = None;
+        let mut unpacker = Unpacking::default();
         loop {
             let message = if few.frames.is_empty() {
                 self.receive(inbound, SILENCE_MAX).await?
@@ -497,7 +488,9 @@ impl Running {
             };
             match message {
                 Incoming::Frame(frame) => {
-                    let (timeline, lsn, data) = self.checked(frame, &mut unpacker)?;
+                    let admitted = self.options.admission.epoch;
+                    let (timeline, lsn, data) =
+                        checks::frame(frame, admitted, &mut unpacker).map_err(StreamEnd::Again)?;
                     if data.is_empty() {
                         continue;
                     }
@@ -518,7 +511,8 @@ impl Running {
                     self.switch(switch).await?;
                 }
                 Incoming::Heartbeat(heartbeat) => {
-                    self.check_epoch(heartbeat.epoch)?;
+                    checks::epoch(heartbeat.epoch, self.options.admission.epoch)
+                        .map_err(StreamEnd::Again)?;
                     let received = SourceHeartbeat {
                         flush_lsn: Lsn(heartbeat.flush_lsn),
                         released_lsn: Lsn(heartbeat.released_lsn),
@@ -531,38 +525,6 @@ impl Running {
                 Incoming::Attached(_) => return Err(StreamEnd::again("attached twice")),
             }
         }
-    }
-
-    fn check_epoch(&self, epoch: Option<v1::Epoch>) -> Result<Epoch, StreamEnd> {
-        let epoch = epoch.map(Epoch::from).unwrap_or_default();
-        let admitted = self.options.admission.epoch;
-        if epoch == admitted {
-            return Ok(epoch);
-        }
-        Err(StreamEnd::again(format!("the holder speaks of epoch {epoch}, {admitted} is admitted")))
-    }
-
-    fn checked(
-        &self,
-        frame: v1::Frame,
-        unpacker: &mut Option<Unpacker>,
-    ) -> Result<(Timeline, Lsn, Bytes), StreamEnd> {
-        self.check_epoch(frame.epoch)?;
-        let timeline = Timeline::new(frame.timeline)
-            .ok_or_else(|| StreamEnd::again("the holder sent WAL of timeline 0"))?;
-        let lsn = Lsn(frame.lsn);
-        let data = match frame.raw_bytes {
-            0 => frame.data,
-            raw_bytes => unpack(&frame.data, raw_bytes, unpacker)
-                .map_err(|error| StreamEnd::again(format!("unpack the frame at {lsn}: {error}")))?,
-        };
-        if crc32c::crc32c(&data) != frame.crc32c {
-            return Err(StreamEnd::again(format!("the frame at {lsn} was damaged on its way")));
-        }
-        if lsn.0.checked_add(data.len() as u64).is_none() {
-            return Err(StreamEnd::again(format!("the frame at {lsn} reaches beyond all WAL")));
-        }
-        Ok((timeline, lsn, data))
     }
 
     /// Brings into the journal what came together: a little here and now, more by its own thread.
@@ -601,10 +563,8 @@ impl Running {
     }
 
     async fn switch(&self, switch: v1::TimelineSwitch) -> Result<(), StreamEnd> {
-        let epoch = self.check_epoch(switch.epoch)?;
-        let timeline = Timeline::new(switch.timeline)
-            .ok_or_else(|| StreamEnd::again("the holder switched to timeline 0"))?;
-        let fork_lsn = Lsn(switch.fork_lsn);
+        let epoch = self.options.admission.epoch;
+        let (timeline, fork_lsn) = checks::switch(&switch, epoch).map_err(StreamEnd::Again)?;
         tracing::info!(%timeline, %fork_lsn, "following the holder's timeline");
         let journal = &self.options.journal;
         Ok(journal.switch_timeline(epoch, timeline, &switch.history, fork_lsn).await?)
@@ -718,19 +678,6 @@ struct Arrived {
 }
 
 /// Whether a refusal is the core's business or only a matter of time.
-/// The WAL of a compressed frame. What it says of its own size is believed up to a bound.
-fn unpack(data: &[u8], raw_bytes: u32, unpacker: &mut Option<Unpacker>) -> io::Result<Bytes> {
-    if raw_bytes > FRAME_RAW_BYTES_MAX {
-        let words = format!("{raw_bytes} bytes are announced, {FRAME_RAW_BYTES_MAX} are the most");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, words));
-    }
-    let unpacker = match unpacker {
-        Some(unpacker) => unpacker,
-        none => none.insert(Unpacker::new()?),
-    };
-    unpacker.unpack(data, raw_bytes as usize).map(Bytes::from)
-}
-
 fn refused_end(refused: v1::Refused) -> StreamEnd {
     let reason = refused.reason();
     let epoch = refused.epoch.map(Epoch::from).unwrap_or_default();

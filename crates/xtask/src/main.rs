@@ -6,6 +6,7 @@
 mod bench;
 mod chaos;
 mod deps;
+mod fuzz;
 mod house;
 mod licences;
 mod lints;
@@ -57,6 +58,12 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Feed made-up input to everything that reads bytes from outside, for instance `--seconds 600`.
+    Fuzz {
+        /// Arguments of `understudy-fuzz`, for instance `--list`, or `--target scanner`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Install what is missing, build the binary and run `understudy demo`.
     Demo {
         /// Arguments of `understudy demo`, for instance `--rounds 3`.
@@ -84,6 +91,7 @@ fn main() -> ExitCode {
         Verb::CheckDeps => runs::check_deps(),
         Verb::Test { no_verify, runner_args } => runs::test(no_verify, &runner_args),
         Verb::Sim { args } => sim::sim(&args),
+        Verb::Fuzz { args } => fuzz::fuzz(&args),
         Verb::Demo { args } => runs::demo(&args),
         Verb::Bench { args } => bench::bench(&args),
         Verb::Chaos { args } => chaos::chaos(&args),

@@ -202,6 +202,7 @@ impl Files {
             timeline_since: None,
             size: self.size,
             system_id: Some(self.system_id),
+            page_magic: None,
         };
         if !can_begin_at(from, self.size) {
             let what = format!("no record can begin at {from}");

@@ -43,8 +43,8 @@ fn newest_from(journal: &Journal, from: Lsn) -> Option<Option<i64>> {
     let Some(first) = next(&mut pieces)? else { return Some(None) };
     let head = PageHeader::identify(first.first_chunk::<LONG_HEADER_BYTES>()?).ok()?;
     let version = WalVersion::from_magic(head.magic)?;
-    let system_id = Some(system_id);
-    let options = ScanOptions { timeline, timeline_since: None, size, system_id };
+    let (timeline_since, system_id, page_magic) = (None, Some(system_id), Some(head.magic));
+    let options = ScanOptions { timeline, timeline_since, size, system_id, page_magic };
     let mut reader = TransactionReader::new(options, version, from);
     let mut piece = first;
     loop {

@@ -66,6 +66,7 @@ fn verify_segment(path: &Path, name: &str, content: &[u8]) -> Result<(), Journal
         timeline_since: None,
         size,
         system_id: Some(system_id),
+        page_magic: None,
     };
     let mut scanner = Scanner::new(options, segment.start(size), None);
     scanner
@@ -104,7 +105,8 @@ pub fn scan_pg_wal(
     from: Lsn,
     size: SegmentSize,
 ) -> Result<ScanResult, JournalError> {
-    let options = ScanOptions { timeline, timeline_since: None, size, system_id: None };
+    let (timeline_since, system_id, page_magic) = (None, None, None);
+    let options = ScanOptions { timeline, timeline_since, size, system_id, page_magic };
     let mut segment = WalSegment::containing(timeline, from, size);
     let mut scanner = Scanner::new(options, segment.start(size), None);
     let mut buffer = vec![0; CHUNK_BYTES];

@@ -120,6 +120,7 @@ impl Chain {
             timeline_since: self.since(),
             size: self.size,
             system_id,
+            page_magic: None,
         }
     }
 

@@ -47,8 +47,8 @@ pub(super) fn recover(
     while first > 0 && held.contains_key(&(first - 1)) {
         first -= 1;
     }
-    let (end_lsn, last_record_lsn) = if content.first_durable_lsn.is_none() {
-        (content.begin_lsn, None)
+    let (end_lsn, last_record_lsn, page_magic) = if content.first_durable_lsn.is_none() {
+        (content.begin_lsn, None, None)
     } else {
         find_end(&chain, &content, first, last)?
     };
@@ -64,17 +64,19 @@ pub(super) fn recover(
     let open = clear_behind(dir, &content, timeline, &own, end_lsn)?;
     let begin_lsn = Lsn(first * content.size.bytes());
     let mut tip = Tip::new(dir, content, chain, timeline, begin_lsn, end_lsn, last_record_lsn);
+    tip.expect_magic(page_magic);
     tip.adopt(open);
     Ok(Some(tip))
 }
 
-/// The last complete record that verifies, from the beginning of one of the last segments.
+/// The last complete record that verifies, from the beginning of one of the last segments: its end, its
+/// start, and the magic of the pages up to there.
 fn find_end(
     chain: &Chain,
     content: &Content,
     first: u64,
     last: u64,
-) -> Result<(Lsn, Option<Lsn>), JournalError> {
+) -> Result<(Lsn, Option<Lsn>, Option<u16>), JournalError> {
     let pages = content.size.bytes() / PAGE_BYTES;
     let room = content.size.bytes() - pages * 40;
     let mut from = last;
@@ -91,7 +93,8 @@ fn find_end(
         let options = chain.scan_options(Some(content.system_id));
         let scanner = chain.scan(options, from)?;
         if scanner.last_record_lsn().is_some() || from == first {
-            return Ok((scanner.end_lsn(), scanner.last_record_lsn()));
+            let page_magic = scanner.options().page_magic;
+            return Ok((scanner.end_lsn(), scanner.last_record_lsn(), page_magic));
         }
         from -= 1;
     }

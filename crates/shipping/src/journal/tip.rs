@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use understudy_types::{Lsn, Timeline, WalSegment};
-use understudy_wal::format::Scanner;
+use understudy_wal::format::{ScanOptions, Scanner};
 
 use super::error::JournalError;
 use super::files;
@@ -78,6 +78,13 @@ impl Tip {
         tip.open_segment(begin_lsn)?;
         tip.sync()?;
         Ok(tip)
+    }
+
+    /// What follows has to be of the same version as what is held, which somebody has verified and which
+    /// this scanner has not seen.
+    pub(super) fn expect_magic(&mut self, page_magic: Option<u16>) {
+        let options = ScanOptions { page_magic, ..self.scanner.options() };
+        self.scanner = Scanner::new(options, self.durable_lsn, self.last_record_lsn);
     }
 
     /// Takes over unfinished segments that were found.
@@ -246,6 +253,7 @@ impl Tip {
         files::rename(&temporary, &path)?;
         let (begin_lsn, last) = (self.begin_lsn, self.last_record_lsn);
         let mut tip = Tip::new(&self.dir, self.content, chain, timeline, begin_lsn, fork_lsn, last);
+        tip.expect_magic(self.scanner.options().page_magic);
         tip.open.insert(segment.number, OpenSegment { file, path, dirty: false });
         Ok(tip)
     }

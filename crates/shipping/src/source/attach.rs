@@ -1,12 +1,17 @@
-//! Whether a receiver that wants to attach belongs to this source, judged before a byte is read.
+//! Whether a receiver that wants to attach belongs to this source, judged before a byte is read, and
+//! whether what it acknowledges afterwards can be true.
 //!
 //! Pure: compares what the receiver says with what the source is. The bytes themselves are compared
 //! afterwards, by the session (I12); nothing is sent before both have agreed.
 
+use std::ops::RangeInclusive;
+
+use tonic::Status;
 use understudy_proto::v1::{self, refused::Reason};
 use understudy_proto::{parse_promotion, parse_timeline};
 use understudy_types::{
-    ClusterId, Epoch, Lsn, NodeId, PromotionId, SystemId, Timeline, TimelineHistory,
+    ClusterId, Epoch, Lsn, NodeId, PromotionId, ReceiverPosition, SystemId, Timeline,
+    TimelineHistory,
 };
 
 /// The version of the stream's messages that this program speaks.
@@ -29,26 +34,28 @@ pub struct SourceIdentity {
 
 /// An attach that agrees in everything that can be told without reading WAL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ValidAttach {
+pub struct ValidAttach {
     /// The timeline of the receiver's last byte.
-    pub(crate) timeline: Timeline,
+    pub timeline: Timeline,
     /// Where it goes on.
-    pub(crate) start_lsn: Lsn,
+    pub start_lsn: Lsn,
     /// From where its bytes are compared; equal to `start_lsn` when it holds nothing.
-    pub(crate) tail_lsn: Lsn,
+    pub tail_lsn: Lsn,
     /// SHA-256 of its bytes from `tail_lsn` to `start_lsn`; empty when it holds nothing.
-    pub(crate) tail_sha256: Vec<u8>,
+    pub tail_sha256: Vec<u8>,
     /// It can read what is compressed.
-    pub(crate) zstd: bool,
+    pub zstd: bool,
     /// The timeline of the byte at `tail_lsn`: where reading begins.
-    pub(crate) read_timeline: Timeline,
+    pub read_timeline: Timeline,
 }
 
 /// Why a receiver is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) reason: Reason,
-    pub(crate) detail: String,
+pub struct Refusal {
+    /// On which to act.
+    pub reason: Reason,
+    /// For people.
+    pub detail: String,
 }
 
 impl Refusal {
@@ -67,7 +74,10 @@ impl Refusal {
 }
 
 /// Judges an attach of `peer`, which the channel's certificate has named.
-pub(crate) fn validate(
+///
+/// # Errors
+/// When the receiver does not belong to this source, or holds what is not in its history.
+pub fn validate(
     attach: &v1::Attach,
     source: &SourceIdentity,
     peer: NodeId,
@@ -162,6 +172,57 @@ fn check_position(
         zstd: attach.zstd,
         read_timeline: natural.min(timeline),
     })
+}
+
+/// An acknowledgement that cannot be true.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AckFault {
+    /// It speaks of another epoch or promotion.
+    #[error("acknowledged for another epoch")]
+    OtherEpoch,
+    /// It takes back what was acknowledged, or claims what was not sent.
+    #[error("acknowledged {durable_lsn}, after {before} and with {sent_lsn} sent")]
+    OffRange {
+        /// What it claims.
+        durable_lsn: Lsn,
+        /// What was acknowledged already.
+        before: Lsn,
+        /// The end of what may have been sent.
+        sent_lsn: Lsn,
+    },
+}
+
+impl From<AckFault> for Status {
+    fn from(fault: AckFault) -> Status {
+        match fault {
+            AckFault::OtherEpoch => Status::failed_precondition(fault.to_string()),
+            AckFault::OffRange { .. } => Status::invalid_argument(fault.to_string()),
+        }
+    }
+}
+
+/// Judges an acknowledgement of `peer`; `possible` goes from what it acknowledged before to the end of what
+/// may have been sent.
+///
+/// # Errors
+/// When it is of another epoch or outside of what is possible.
+pub fn validate_ack(
+    ack: &v1::Ack,
+    source: &SourceIdentity,
+    peer: NodeId,
+    possible: RangeInclusive<Lsn>,
+) -> Result<ReceiverPosition, AckFault> {
+    let same_epoch = ack.epoch.map(Epoch::from) == Some(source.epoch);
+    if !same_epoch || ack.promotion != source.promotion.to_string() {
+        return Err(AckFault::OtherEpoch);
+    }
+    let durable_lsn = Lsn(ack.durable_lsn);
+    if !possible.contains(&durable_lsn) {
+        let (before, sent_lsn) = possible.into_inner();
+        return Err(AckFault::OffRange { durable_lsn, before, sent_lsn });
+    }
+    let replay_lsn = Some(Lsn(ack.replay_lsn)).filter(|lsn| *lsn != Lsn::ZERO);
+    Ok(ReceiverPosition { node: peer, attached: true, durable_lsn, replay_lsn })
 }
 
 #[cfg(test)]

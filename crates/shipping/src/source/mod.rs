@@ -11,7 +11,9 @@ mod session;
 mod state;
 
 pub use crate::compression::CompressionSeen;
-pub use attach::{PROTOCOL_VERSION, SourceIdentity};
+pub use attach::{
+    AckFault, PROTOCOL_VERSION, Refusal, SourceIdentity, ValidAttach, validate, validate_ack,
+};
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,7 +29,6 @@ use understudy_proto::v1;
 use understudy_proto::v1::refused::Reason;
 use understudy_types::{BootInstant, Clock, Epoch, NodeId, NodeName, SegmentSize, SourcePositions};
 
-use self::attach::Refusal;
 use self::gate::Gate;
 use self::state::Shared;
 use crate::journal::Journal;

@@ -22,7 +22,7 @@ use understudy_types::{BootInstant, Epoch, Lsn, NodeId, ReceiverPosition, Timeli
 use understudy_wal::protocol::HotStandbyFeedback;
 
 use super::Peer;
-use super::attach::{Refusal, ValidAttach, validate};
+use super::attach::{Refusal, ValidAttach, validate, validate_ack};
 use super::feed::{Feed, FeedError, FeedEvent, StatusLine};
 use super::state::Shared;
 use crate::compression::{Compression, Packer};
@@ -476,21 +476,11 @@ impl Listening<'_> {
     fn acknowledged(&mut self, ack: &v1::Ack) -> Result<(), End> {
         let identity = &self.shared.options.identity;
         note_epoch(self.shared, ack.epoch);
-        let same_epoch = ack.epoch.map(Epoch::from) == Some(identity.epoch);
-        if !same_epoch || ack.promotion != identity.promotion.to_string() {
-            return Err(End::Failed(Status::failed_precondition("acknowledged for another epoch")));
-        }
-        let durable_lsn = Lsn(ack.durable_lsn);
         let sent_lsn = Lsn(self.sent_lsn.load(Ordering::SeqCst));
         let before = self.position.map_or(Lsn::ZERO, |position| position.durable_lsn);
-        if durable_lsn > sent_lsn || durable_lsn < before {
-            let detail =
-                format!("acknowledged {durable_lsn}, after {before} and with {sent_lsn} sent");
-            return Err(End::Failed(Status::invalid_argument(detail)));
-        }
-        let replay_lsn = Some(Lsn(ack.replay_lsn)).filter(|lsn| *lsn != Lsn::ZERO);
-        let position =
-            ReceiverPosition { node: self.peer.node, attached: true, durable_lsn, replay_lsn };
+        let position = validate_ack(ack, identity, self.peer.node, before..=sent_lsn)
+            .map_err(|fault| End::Failed(fault.into()))?;
+        let durable_lsn = position.durable_lsn;
         self.written_lsn = Lsn(ack.written_lsn).max(durable_lsn);
         self.feedback = ack.feedback.map(|feedback| HotStandbyFeedback {
             xmin: feedback.xmin,

@@ -2,96 +2,31 @@
 #![allow(clippy::unwrap_used)] // a test says what it expects by panicking
 
 mod postgres;
+#[allow(dead_code)] // shared with another test program, which uses all of it
+mod relayed;
 mod tunnel;
 
 use std::path::Path;
 use std::time::Duration;
 
-use postgres::{Killed, PORT, Server, bin, command, directory, owner, run, until};
+use postgres::{PORT, Server, bin, directory, until};
+use relayed::{
+    RELAY_PORT, admission, connect, epoch, fill, options, receivewal, relay, relay_dir, standby,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use understudy_shipping::journal::{Journal, JournalOptions};
 use understudy_shipping::relay::{Relay, RelayOptions, SocketError};
 use understudy_shipping::replication::{
-    ConnectOptions, ReplicationClient, ReplicationError, ReplicationEvent, Started, TrySend,
+    ReplicationClient, ReplicationError, ReplicationEvent, Started, TrySend,
 };
-use understudy_types::{
-    Admission, Epoch, Lineage, Lsn, PermitSerial, PromotionId, SegmentSize, Timeline,
-};
+use understudy_types::{Lineage, Lsn, SegmentSize, Timeline};
 
 const SIZE: SegmentSize = SegmentSize::DEFAULT;
-const RELAY_PORT: u16 = 7432;
 const WAIT: Duration = Duration::from_secs(20);
-
-fn options(socket_dir: &Path, port: u16) -> ConnectOptions {
-    ConnectOptions {
-        socket_dir: socket_dir.to_owned(),
-        port,
-        user: "postgres".to_owned(),
-        application_name: "probe".to_owned(),
-        answer_timeout: Duration::from_secs(10),
-    }
-}
-
-async fn connect(socket_dir: &Path, port: u16) -> ReplicationClient {
-    ReplicationClient::connect(&options(socket_dir, port)).await.unwrap()
-}
 
 fn start_of_segment(lsn: Lsn) -> Lsn {
     lsn.align_down(SIZE.bytes())
-}
-
-fn epoch(number: u64) -> Epoch {
-    Epoch { incarnation: 0, number }
-}
-
-fn admission(number: u64, timeline: Timeline) -> Admission {
-    let promotion = PromotionId(uuid::Uuid::from_u128(u128::from(number)));
-    Admission { serial: PermitSerial(number), epoch: epoch(number), promotion, timeline }
-}
-
-/// A relay over `journal` in `<dir>/run`.
-async fn relay(dir: &Path, journal: &Journal) -> (CancellationToken, JoinHandle<()>, Relayed) {
-    let socket_dir = dir.join("run");
-    std::fs::create_dir_all(&socket_dir).unwrap();
-    let uids = vec![owner().0, rustix::process::geteuid().as_raw()];
-    let version = "15.18".to_owned();
-    let relay_options = RelayOptions::new(socket_dir, uids, version, "standby".to_owned());
-    let relay = Relay::bind(relay_options, journal.clone()).unwrap();
-    let positions = relay.positions();
-    let stop = CancellationToken::new();
-    let task = tokio::spawn(relay.run(stop.clone()));
-    (stop, task, positions)
-}
-
-type Relayed = tokio::sync::watch::Receiver<Option<understudy_shipping::relay::RelayPositions>>;
-
-/// Brings a server's WAL into the journal from `start_lsn` on, until the server ends.
-async fn fill(
-    journal: Journal,
-    server: &Server,
-    number: u64,
-    start_lsn: Lsn,
-    timeline: Timeline,
-) -> JoinHandle<()> {
-    let client = connect(&server.socket_dir, PORT).await;
-    let started = client.start_replication(None, start_lsn, timeline).await.unwrap();
-    let Started::Streaming(mut stream, sender) = started else { panic!("{started:?}") };
-    tokio::spawn(async move {
-        while let Ok(event) = stream.recv().await {
-            match event {
-                ReplicationEvent::WalData { start_lsn, data, .. } => {
-                    journal.append(epoch(number), timeline, start_lsn, data).await.unwrap();
-                }
-                ReplicationEvent::Keepalive { .. } => {
-                    let durable_lsn = journal.positions().borrow().as_ref().unwrap().durable_lsn;
-                    let lsn = durable_lsn;
-                    let _ = sender.send_status(lsn, lsn, lsn, false).await;
-                }
-                ReplicationEvent::TimelineEnd { .. } => break,
-            }
-        }
-    })
 }
 
 /// A journal that follows `server` from the beginning of its present segment on.
@@ -175,29 +110,10 @@ async fn a_stock_standby_and_pg_receivewal_follow_the_relay_over_a_promotion() {
     let primary = Server::create(dir, "primary").await;
     let (journal, filling) = follow(dir, &primary).await;
     let (stop, relaying, positions) = relay(dir, &journal).await;
-    let run_dir = dir.join("run");
+    let run_dir = relay_dir(dir);
 
-    let mut backup = command("pg_basebackup");
-    backup.arg("-D").arg(dir.join("standby")).arg("-h").arg(&primary.socket_dir);
-    run(backup.args(["-p", &PORT.to_string(), "-U", "postgres", "-X", "none", "-c", "fast", "-N"]));
-    let (uid, gid) = owner();
-    let signal = dir.join("standby/standby.signal");
-    std::fs::write(&signal, "").unwrap();
-    std::os::unix::fs::chown(&signal, Some(uid), Some(gid)).unwrap();
-    let settings = format!(
-        "primary_conninfo = 'host={} port={RELAY_PORT} user=any application_name=standby'\n\
-         hot_standby_feedback = on\nwal_receiver_status_interval = 1s\n",
-        run_dir.display()
-    );
-    std::fs::write(dir.join("standby/postgresql.auto.conf"), settings).unwrap();
-    let standby = Server::start(dir, "standby").await;
-    let received = dir.join("received");
-    std::fs::create_dir(&received).unwrap();
-    std::os::unix::fs::chown(&received, Some(uid), Some(gid)).unwrap();
-    let mut receivewal = command("pg_receivewal");
-    receivewal.arg("-D").arg(&received).arg("-h").arg(&run_dir);
-    receivewal.args(["-p", &RELAY_PORT.to_string(), "-U", "any", "-s", "1"]);
-    let receiving = Killed(receivewal.spawn().unwrap());
+    let standby = standby(dir, "standby", &primary.socket_dir).await;
+    let (received, receiving) = receivewal(dir, "received", &[]);
 
     primary.sql("CREATE TABLE t AS SELECT g AS i, md5(g::text) FROM generate_series(1, 20000) g");
     let segment = primary.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
@@ -292,7 +208,7 @@ async fn the_relay_says_why_it_refuses() {
     let dir = directory();
     let journal = Journal::open(&dir.path().join("wal"), JournalOptions::default()).unwrap();
     let (stop, relaying, _) = relay(dir.path(), &journal).await;
-    let run_dir = dir.path().join("run");
+    let run_dir = relay_dir(dir.path());
     let probe = options(&run_dir, RELAY_PORT);
     let empty = ReplicationClient::connect(&probe).await.unwrap_err();
     assert_eq!(empty.sqlstate(), Some("57P03"), "{empty}");

@@ -113,7 +113,7 @@ impl Server {
         server
     }
 
-    fn psql(&self, sql: &str) -> Command {
+    pub(crate) fn psql(&self, sql: &str) -> Command {
         let mut psql = command("psql");
         psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-h"]);
         psql.arg(&self.socket_dir).args(["-p", &PORT.to_string(), "-c", sql]);

@@ -4,6 +4,7 @@
 #[allow(dead_code)] // shared with another test program, which uses all of it
 #[path = "../replication/postgres.rs"]
 mod postgres;
+#[allow(dead_code)] // as above
 mod rig;
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! One primary whose commits wait for a gate, a source, a gRPC server, and a receiver's journal.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,7 +44,22 @@ struct Reign {
     history: TimelineHistory,
 }
 const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(12));
-const SIZE: SegmentSize = SegmentSize::DEFAULT;
+
+/// What a primary is made with.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Make {
+    /// `initdb --wal-segsize`; PostgreSQL's own choice without it.
+    pub(crate) segment_mib: Option<u32>,
+    /// Beside the rig's own settings.
+    pub(crate) settings: &'static [&'static str],
+}
+
+impl Make {
+    fn size(self) -> SegmentSize {
+        let bytes = self.segment_mib.map(|mib| SegmentSize::new(mib << 20).unwrap());
+        bytes.unwrap_or(SegmentSize::DEFAULT)
+    }
+}
 
 /// Boot time is what the daemon uses; for a test any clock that does not stop will do.
 struct TestClock(Instant);
@@ -64,7 +80,9 @@ pub(crate) struct Rig {
     serial: AtomicU64,
     permit_ends: Mutex<Instant>,
     reign: Mutex<Reign>,
-    journal: Journal,
+    pub(crate) journal: Journal,
+    make: Make,
+    standby: Mutex<watch::Receiver<StandbyProgress>>,
     start: Lsn,
     holder: Mutex<Option<Endpoint>>,
     primary: Mutex<Option<Primary>>,
@@ -112,9 +130,18 @@ impl Drop for Committed {
 
 impl Rig {
     pub(crate) async fn new() -> Rig {
+        Rig::with(Make::default()).await
+    }
+
+    pub(crate) async fn with(make: Make) -> Rig {
         let dir = directory();
-        let data = dir.path().join("primary");
-        run(command("initdb").arg("-D").arg(&data).args(["-A", "trust", "-U", "postgres", "-N"]));
+        let mut initdb = command("initdb");
+        initdb.arg("-D").arg(dir.path().join("primary"));
+        initdb.args(["-A", "trust", "-U", "postgres", "-N"]);
+        if let Some(mib) = make.segment_mib {
+            initdb.arg(format!("--wal-segsize={mib}"));
+        }
+        run(&mut initdb);
         let clock = Arc::new(TestClock(Instant::now()));
         let journal =
             Journal::open(&dir.path().join("journal"), JournalOptions::default()).unwrap();
@@ -129,6 +156,8 @@ impl Rig {
                 history: TimelineHistory::root(Timeline::FIRST),
             }),
             journal,
+            make,
+            standby: Mutex::new(watch::Sender::new(StandbyProgress::default()).subscribe()),
             start: Lsn::ZERO,
             holder: Mutex::new(None),
             primary: Mutex::new(None),
@@ -158,13 +187,16 @@ impl Rig {
         ] {
             primary.args(["-c", setting]);
         }
+        for setting in self.make.settings {
+            primary.args(["-c", setting]);
+        }
         let child = primary.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         *self.primary.lock().unwrap() = Some(Primary(child));
         until("PostgreSQL answers", || self.psql("SELECT 1").output().unwrap().status.success())
             .await;
     }
 
-    fn psql(&self, sql: &str) -> std::process::Command {
+    pub(crate) fn psql(&self, sql: &str) -> std::process::Command {
         let mut psql = command("psql");
         psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-h"]);
         psql.arg(self.dir.path().join("run")).args(["-p", &PORT.to_string(), "-c", sql]);
@@ -178,6 +210,24 @@ impl Rig {
     pub(crate) fn commit(&self, sql: &str) -> Committed {
         let mut psql = self.psql(sql);
         Committed(Mutex::new(psql.stdout(Stdio::null()).spawn().unwrap()))
+    }
+
+    pub(crate) fn size(&self) -> SegmentSize {
+        self.make.size()
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where the primary's socket is.
+    pub(crate) fn socket_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// Ends the primary at once, with whatever it is doing.
+    pub(crate) fn kill_primary(&self) {
+        drop(self.primary.lock().unwrap().take());
     }
 
     fn system_id(&self) -> SystemId {
@@ -202,7 +252,7 @@ impl Rig {
                 promotion: reign.promotion,
                 history: reign.history,
             },
-            segment_size: SIZE,
+            segment_size: self.size(),
             slot_prefix: "understudy_".to_owned(),
             assumed_since: self.clock.now(),
             journal: None,
@@ -236,16 +286,16 @@ impl Rig {
     /// and fails in the same breath; says where those bytes end.
     pub(crate) async fn serve_a_few_bytes_and_fail(&self) -> Lsn {
         let (frames_count, frame_bytes) = (7, 8192);
-        let begin = self.start.align_down(SIZE.bytes());
-        let segment = understudy_types::WalSegment::containing(Timeline::FIRST, begin, SIZE);
-        let file = self.dir.path().join("primary/pg_wal").join(segment.file_name(SIZE));
+        let begin = self.start.align_down(self.size().bytes());
+        let segment = understudy_types::WalSegment::containing(Timeline::FIRST, begin, self.size());
+        let file = self.dir.path().join("primary/pg_wal").join(segment.file_name(self.size()));
         let wal = std::fs::read(file).unwrap();
         let reign = self.reign();
         let mut script = vec![Outgoing::Attached(v1::Attached {
             epoch: Some(reign.epoch.into()),
             promotion: reign.promotion.to_string(),
             system_id: self.system_id().0,
-            segment_size_bytes: SIZE.into(),
+            segment_size_bytes: self.size().into(),
             timeline: 1,
             start_lsn: begin.0,
         })];
@@ -322,11 +372,16 @@ impl Rig {
             empty_start: Some(EmptyStart {
                 timeline: Timeline::FIRST,
                 lsn: self.start,
-                segment_size: SIZE,
+                segment_size: self.size(),
             }),
-            standby: watch::Sender::new(StandbyProgress::default()).subscribe(),
+            standby: self.standby.lock().unwrap().clone(),
         };
         Receiver::start(options, Arc::<TestClock>::clone(&self.clock)).unwrap()
+    }
+
+    /// From now on receivers report where this standby stands.
+    pub(crate) fn report(&self, standby: watch::Receiver<StandbyProgress>) {
+        *self.standby.lock().unwrap() = standby;
     }
 
     pub(crate) async fn end(&self, mut receiver: ReceiverHandle) {
@@ -367,17 +422,18 @@ impl Rig {
         let history = self.reign().history;
         let durable = self.durable_lsn();
         let mut compared = 0;
-        let mut at = self.start.align_down(SIZE.bytes());
+        let mut at = self.start.align_down(self.size().bytes());
         while at < durable {
-            let segment = understudy_types::WalSegment::containing(Timeline::FIRST, at, SIZE);
+            let segment =
+                understudy_types::WalSegment::containing(Timeline::FIRST, at, self.size());
             // A segment is named for the timeline of its last byte.
-            let last = Lsn(segment.end(SIZE).0 - 1);
+            let last = Lsn(segment.end(self.size()).0 - 1);
             let timeline = history.timeline_at(last);
             let segment = understudy_types::WalSegment { timeline, ..segment };
-            let name = segment.file_name(SIZE);
+            let name = segment.file_name(self.size());
             let theirs = self.dir.path().join("primary/pg_wal").join(&name);
             let theirs = std::fs::read(theirs).unwrap();
-            let length = usize::try_from(durable.bytes_since(at).min(SIZE.bytes())).unwrap();
+            let length = usize::try_from(durable.bytes_since(at).min(self.size().bytes())).unwrap();
             let mut reader = self.journal.reader(timeline, at).unwrap();
             let mut ours = Vec::new();
             while ours.len() < length {
@@ -392,7 +448,7 @@ impl Rig {
                 return Some(name);
             }
             compared += 1;
-            at = segment.end(SIZE);
+            at = segment.end(self.size());
         }
         assert!(compared > 0, "nothing was compared");
         None

@@ -47,6 +47,14 @@ pub enum PageFault {
     /// Not PostgreSQL's WAL, or of a version that is not accepted.
     #[error("page magic {0:#06X} is none of PostgreSQL 14 to 18")]
     Magic(u16),
+    /// Another version's than the pages before it, which no cluster's WAL is.
+    #[error("page magic {found:#06X} is not {expected:#06X}, as before it")]
+    OtherMagic {
+        /// What the page says.
+        found: u16,
+        /// What the pages before it say.
+        expected: u16,
+    },
     /// A flag that no accepted version sets, or a long header where a short one belongs.
     #[error("page flags {0:#06X} are impossible here")]
     Flags(u16),
@@ -61,6 +69,9 @@ pub enum PageFault {
         /// The newest timeline that is possible here.
         expected: Timeline,
     },
+    /// The last page of all, behind which there is no position: nobody has ever written so much.
+    #[error("page reaches to the end of all positions")]
+    BeyondAll,
     /// The WAL of another cluster.
     #[error("page is of system {found}, expected {expected}")]
     System {
@@ -160,6 +171,29 @@ impl PageHeader {
         let page_bytes = u32_at(bytes, 36);
         let size = SegmentSize::new(segment_bytes)
             .ok_or(PageFault::Geometry { segment_bytes, page_bytes })?;
-        PageHeader::parse(bytes, Lsn(u64_at(bytes, 8)), size)
+        // A page from the middle of a segment has content where the size was looked for.
+        let stated_lsn = Lsn(u64_at(bytes, 8));
+        if !stated_lsn.0.is_multiple_of(size.bytes()) {
+            return Err(PageFault::Address(stated_lsn));
+        }
+        PageHeader::parse(bytes, stated_lsn, size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_from_the_middle_of_a_segment_does_not_identify_it() {
+        // A short header, and content behind it that happens to be a segment size and a page size.
+        let mut bytes = [0; LONG_HEADER_BYTES];
+        bytes[..2].copy_from_slice(&0xD110_u16.to_le_bytes());
+        bytes[4] = 1;
+        bytes[8..16].copy_from_slice(&(3 * PAGE_BYTES).to_le_bytes());
+        bytes[32..36].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+        bytes[36..].copy_from_slice(&(PAGE_BYTES as u32).to_le_bytes());
+        let stated_lsn = Lsn(3 * PAGE_BYTES);
+        assert_eq!(PageHeader::identify(&bytes), Err(PageFault::Address(stated_lsn)));
     }
 }

@@ -24,6 +24,8 @@ pub struct ScanOptions {
     pub size: SegmentSize,
     /// Whose WAL it must be, `None` if anybody's will do.
     pub system_id: Option<SystemId>,
+    /// The magic of its pages, which is that of all pages of a cluster; `None` if the first page says it.
+    pub page_magic: Option<u16>,
 }
 
 /// Why a scanner will not go on. `at` is the position of what it did not believe.
@@ -182,7 +184,7 @@ impl Scanner {
         self.stop.as_ref()
     }
 
-    /// What it was told about the WAL.
+    /// What it was told about the WAL, and what it learned of that: for whoever goes on from its end.
     pub fn options(&self) -> ScanOptions {
         self.options
     }
@@ -222,6 +224,9 @@ impl Scanner {
     /// Reads up to the end of what it is in, at most to the end of the page; returns bytes used.
     fn step(&mut self, bytes: &[u8], sink: &mut impl RecordSink) -> Result<usize, Stop> {
         let page_start = self.position.align_down(PAGE_BYTES);
+        if page_start > Lsn::MAX - PAGE_BYTES {
+            return Err(Stop::Page { at: page_start, fault: PageFault::BeyondAll });
+        }
         let page_offset = (self.position.0 - page_start.0) as usize;
         let left_in_page = PAGE_BYTES as usize - page_offset;
         let bytes = &bytes[..bytes.len().min(left_in_page)];
@@ -345,11 +350,15 @@ impl Scanner {
             (found, expected) => return Err(PageFault::Continuation { found, expected }),
         }
         self.page_timeline = Some(header.timeline);
+        self.options.page_magic = Some(header.magic);
         Ok(())
     }
 
-    /// Timeline and system of a page.
+    /// Version, timeline and system of a page.
     fn check_origin(&self, header: &PageHeader) -> Result<(), PageFault> {
+        if let Some(expected) = self.options.page_magic.filter(|magic| *magic != header.magic) {
+            return Err(PageFault::OtherMagic { found: header.magic, expected });
+        }
         let expected = self.options.timeline;
         let late = self.options.timeline_since.is_some_and(|since| header.page_lsn >= since);
         let backwards = self.page_timeline.is_some_and(|before| header.timeline < before);

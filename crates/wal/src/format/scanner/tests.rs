@@ -15,7 +15,7 @@ fn size() -> SegmentSize {
 pub(in crate::format) fn options() -> ScanOptions {
     let timeline = Timeline::FIRST;
     let (timeline_since, system_id) = (Some(Lsn::ZERO), Some(SystemId(SYSTEM)));
-    ScanOptions { timeline, timeline_since, size: size(), system_id }
+    ScanOptions { timeline, timeline_since, size: size(), system_id, page_magic: None }
 }
 
 /// Writes WAL as PostgreSQL lays it out, beginning with the second segment.
@@ -285,6 +285,41 @@ fn a_continuation_that_was_overwritten_ends_the_record_and_the_chain_goes_on() {
     assert_eq!(scanner.end_lsn(), built.position());
     let at = built.records[1].0.bytes_since(built.begin) as usize;
     assert_eq!(built.bytes[at + 8..at + 16], before.0.to_le_bytes());
+}
+
+#[test]
+fn a_page_of_another_version_than_the_one_before_it_is_refused_also_by_who_goes_on() {
+    let mut built = Builder::new();
+    built.record(&[1; 10_000]);
+    built.record(&[2; 10_000]);
+    let (start, end) = built.records[0];
+    let second_page = PAGE_BYTES as usize;
+    // 15's to 18's is one bit, and both are accepted.
+    built.bytes[second_page] ^= 0x08;
+    let mut scanner = Scanner::new(options(), built.begin, None);
+    let fault = PageFault::OtherMagic { found: 0xD118, expected: 0xD110 };
+    let at = built.begin + PAGE_BYTES;
+    assert_eq!(scanner.push(&built.bytes), Err(Stop::Page { at, fault }));
+    built.bytes[second_page] ^= 0x08;
+    let third_page = 2 * second_page;
+    built.bytes[third_page] ^= 0x08;
+    let rest = &built.bytes[end.bytes_since(built.begin) as usize..];
+    let mut whole = Scanner::new(options(), built.begin, None);
+    let _ = whole.push(&built.bytes);
+    assert_eq!(whole.end_lsn(), end);
+    let mut again = Scanner::new(whole.options(), end, Some(start));
+    assert!(matches!(
+        again.push(rest),
+        Err(Stop::Page { fault: PageFault::OtherMagic { .. }, .. })
+    ));
+}
+
+#[test]
+fn the_end_of_all_positions_is_refused_instead_of_waited_for() {
+    let last_page = Lsn::MAX.align_down(PAGE_BYTES);
+    let mut scanner = Scanner::new(options(), last_page, None);
+    let fault = PageFault::BeyondAll;
+    assert_eq!(scanner.push(&[0; 9000]), Err(Stop::Page { at: last_page, fault }));
 }
 
 #[test]
