@@ -586,7 +586,12 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     Row::new("F-99", "two writers archive one segment", "refused with an alarm", NotYet(ARCHIVE)),
     Row::new("F-100", "a segment is missing in the archive", "the gap is found", NotYet(ARCHIVE)),
-    Row::new("F-101", "a slot is invalidated", "cloned again", NotYet(ARCHIVE)),
+    Row::new(
+        "F-101",
+        "the passive is away while its slot loses its WAL",
+        "the active keeps no more than wal.max; the passive is cloned again by itself",
+        Built(disks::passive_s_slot_is_lost),
+    ),
     // Hostile.
     Row::new("F-102", "wrong and expired certificates", "refused", NotYet(SECURITY)),
     Row::new("F-103", "replayed and forged calls", "refused", NotYet(SECURITY)),

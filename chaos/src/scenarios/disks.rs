@@ -346,3 +346,51 @@ pub(crate) fn active_s_data_belongs_to_somebody_else(stage: &mut Stage) -> Resul
     stage.lab.start(active)?;
     stage.protected_again()
 }
+
+/// F-101. The site that keeps little is the passive at first, and the active after a switchover.
+pub(crate) fn passive_s_slot_is_lost(stage: &mut Stage) -> Result<()> {
+    let (other, chosen) = stage.sites();
+    stage.spent = true;
+    stage.inflict(|lab| Killed::sites(lab, &[chosen]))?;
+    let file = stage.lab.site_dir(chosen).join("node.toml");
+    let text = fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
+    let little = [("keep = \"1GiB\"", "keep = \"32MiB\""), ("max = \"auto\"", "max = \"256MiB\"")];
+    let changed = little.iter().fold(text.clone(), |text, (was, is)| text.replacen(was, is, 1));
+    ensure!(
+        little.iter().all(|(_, is)| changed.contains(is)),
+        "{} has no such line",
+        file.display()
+    );
+    fs::write(&file, changed)?;
+    stage.lab.start(chosen)?;
+    stage.protected_again()?;
+    output(&mut stage.lab.operator(&["switchover", "--reason", "F-101", "--wait"]))?;
+    stage.protected_again()?;
+    stage.new_round()?;
+    ensure!(stage.sites() == (chosen, other), "the switchover did not go to {chosen}");
+
+    stage.inflict(|lab| Killed::sites(lab, &[other]))?;
+    let before = said_by_now(stage.lab);
+    for _ in 0..24 {
+        // No commit, which would wait in `zero`.
+        let write = "SELECT pg_logical_emit_message(false, 'F-101', repeat('x', 8000))";
+        stage.lab.sql(chosen, "postgres", write)?;
+        stage.lab.sql(chosen, "postgres", "SELECT pg_switch_wal()")?;
+    }
+    let lab = stage.lab;
+    let lost = "SELECT count(*) FROM pg_replication_slots WHERE wal_status = 'lost'";
+    lab.until("the slot to be given up", seconds(60), || {
+        lab.sql(chosen, "postgres", "CHECKPOINT").is_ok()
+            && lab.sql(chosen, "postgres", lost).is_ok_and(|count| count.trim() == "1")
+    })?;
+    let kept = "SELECT count(*) FROM pg_ls_waldir() \
+                WHERE name < pg_walfile_name(pg_current_wal_flush_lsn())";
+    let kept: u32 = lab.sql(chosen, "postgres", kept)?.trim().parse().context("count segments")?;
+    ensure!(kept < 20, "{kept} segments are kept for a node that is away");
+    stage.note(format!("{kept} segments kept"));
+    stage.lab.start(other)?;
+    stage.protected_again()?;
+    let gone = line_since(stage.lab, &[other], &before, "no longer has the WAL")?;
+    stage.note(gone.context("it came back without a fresh copy")?);
+    stage.acknowledged_again(TAKEOVER)
+}
