@@ -82,7 +82,7 @@ enum Verb {
     Replay(replay::ReplayArgs),
     /// When a majority will not come back: go on with one data node, and bring the others back to it.
     Recover(recover::RecoverArgs),
-    /// WAL for PostgreSQL's own tools.
+    /// Show which WAL is held where, verify it, and copy single files.
     Wal(wal::WalArgs),
     /// Watch a lease in place of a daemon that cannot; started by the daemon, not by people.
     #[command(hide = true)]
@@ -147,7 +147,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Receipt(args) => receipt::run(context, &args),
         Verb::Replay(args) => replay::run(&args),
         Verb::Recover(args) => client(recover::run(&args)),
-        Verb::Wal(args) => Ok(wal::run(&args)),
+        Verb::Wal(args) => wal::run(context, &args),
         Verb::Guard(args) => {
             understudy_node::guard::watch(&understudy_node::guard::WatchOptions {
                 dir: args.dir,
@@ -208,6 +208,12 @@ mod tests {
             "understudy receipt show epoch-2-1 --node north --output json",
             "understudy receipt transactions epoch-2-1 --data-dir /d",
             "understudy wal get --journal /j 000000010000000000000001 pg_wal/RECOVERYXLOG",
+            "understudy wal status --output json",
+            "understudy wal list --node south --timeline 2 --from 0/3000000 --to 0/5000000",
+            "understudy wal list --journal /d/wal --output json",
+            "understudy wal verify",
+            "understudy wal verify --node north --node south --from 1/0 --rate 128MiB --output json",
+            "understudy wal verify --journal /d/wal --to 0/5000000",
             "understudy replay /d/trace",
             "understudy replay t.trace --from 2026-01-31T12:00:00Z --until 99 --only changes",
             "understudy replay t.trace --only decisions --output json",
@@ -248,6 +254,14 @@ mod tests {
             "understudy receipt",
             "understudy receipt show --node north --data-dir /d",
             "understudy wal get --journal /j 000000010000000000000001",
+            "understudy wal",
+            "understudy wal list --timeline 0",
+            "understudy wal list --journal /d/wal --node south",
+            "understudy wal verify --journal /d/wal --node south",
+            "understudy wal verify --from 3000000",
+            "understudy wal verify --rate 64",
+            "understudy wal verify --rate 512KiB",
+            "understudy wal verify --rate 8GiB",
             "understudy recover --config n.toml",
             "understudy recover --sole-survivor --rejoin --config n.toml",
             "understudy recover --sole-survivor --config n.toml --accept-loss most --reason x",

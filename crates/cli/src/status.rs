@@ -191,19 +191,10 @@ const COLUMNS: [&str; 9] =
 
 fn write_table(text: &mut String, status: &ClusterStatus, colours: bool) {
     let rows: Vec<[String; 9]> = status.nodes.iter().map(cells).collect();
-    let mut widths = COLUMNS.map(str::len);
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let line = |cells: &[String; 9]| {
-        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}  "));
-        padded.collect::<String>().trim_end().to_owned()
-    };
-    text.push_str(&paint(&line(&COLUMNS.map(str::to_owned)), 1, colours));
+    let mut lines = output::aligned(COLUMNS, &rows).into_iter();
+    text.push_str(&paint(&lines.next().unwrap_or_default(), 1, colours));
     text.push('\n');
-    for (node, row) in status.nodes.iter().zip(&rows) {
+    for (node, line) in status.nodes.iter().zip(lines) {
         let colour = match node.role {
             _ if node.state == "unreachable" => 31,
             SiteRole::Active if node.writable => 32,
@@ -211,7 +202,7 @@ fn write_table(text: &mut String, status: &ClusterStatus, colours: bool) {
             SiteRole::Witness => 0,
             SiteRole::Active | SiteRole::Passive => 33,
         };
-        text.push_str(&paint(&line(row), colour, colours));
+        text.push_str(&paint(&line, colour, colours));
         text.push('\n');
     }
 }
@@ -275,12 +266,13 @@ fn write_remarks(text: &mut String, node: &NodeStatus, colours: bool) {
     node.warnings.iter().for_each(|warning| remark(warning.clone()));
 }
 
-fn paint(text: &str, code: u8, colours: bool) -> String {
+/// In a colour, where colours are wanted.
+pub(crate) fn paint(text: &str, code: u8, colours: bool) -> String {
     if colours && code != 0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
 /// A span of time, rounded for reading.
-fn span(seconds: f64) -> String {
+pub(crate) fn span(seconds: f64) -> String {
     match seconds {
         s if s < 0.001 => "0 s".to_owned(),
         s if s < 10.0 => format!("{s:.1} s"),
@@ -290,7 +282,8 @@ fn span(seconds: f64) -> String {
     }
 }
 
-fn size(bytes: u64) -> String {
+/// A number of bytes, rounded for reading.
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = 0;
@@ -301,7 +294,8 @@ fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-fn moment(unix_us: i64) -> String {
+/// A moment in UTC, to the second.
+pub(crate) fn moment(unix_us: i64) -> String {
     let time = Timestamp::from_microsecond(unix_us);
     time.map_or_else(|_| "-".to_owned(), |time| format!("{time:.0}"))
 }

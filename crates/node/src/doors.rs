@@ -16,6 +16,7 @@ use understudy_core::{Command, Outcome};
 use understudy_proto::v1::peer_server::PeerServer;
 use understudy_proto::v1::receipts_server::ReceiptsServer;
 use understudy_proto::v1::recovery_server::RecoveryServer;
+use understudy_proto::v1::wal_files_server::WalFilesServer;
 use understudy_proto::v1::wal_server::WalServer;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::tunnel::TunnelTarget;
@@ -39,6 +40,7 @@ use crate::receipts::{ReceiptsService, divergent_dir};
 use crate::recovery::{OPEN_PATHS, RecoveryService, Superseded};
 use crate::reports::Board;
 use crate::status::{ClusterStatus, StatusBuilder, StatusInputs, Writability, WritabilityFn};
+use crate::wal_files::WalFilesService;
 use crate::wal_service::WalService;
 
 /// How often the own report and the status are made.
@@ -112,6 +114,9 @@ pub(crate) async fn serve(
     let routes = routes.add_service(PeerServer::new(peer));
     let receipts = ReceiptsService::new(divergent_dir(&doors.config.data_dir));
     let routes = routes.add_service(ReceiptsServer::new(receipts));
+    let (name, hands) = (doors.config.name.clone(), doors.hands.clone());
+    let wal_files = WalFilesService::new(name, hands, doors.seen.clone());
+    let routes = routes.add_service(WalFilesServer::new(wal_files));
     let describing = RecoveryService {
         config: doors.config.clone(),
         incarnation: doors.superseded.own,

@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod receipts;
 pub mod recovery;
 pub mod status;
+pub mod wal_files;
 pub mod wal_get;
 
 mod clock;

@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandl
 use understudy_types::{BootInstant, Epoch};
 
 use crate::status::{ClusterStatus, NodeStatus, SiteRole};
+use crate::wal_files::Verified;
 use understudy_shipping::source::CompressionSeen;
 
 /// The process's metrics cannot be set up.
@@ -27,6 +28,7 @@ pub fn install() -> Result<PrometheusHandle, MetricsError> {
     crate::limits::describe();
     crate::retention::describe();
     crate::recorder::describe();
+    set_verified(None);
     Ok(handle)
 }
 
@@ -102,6 +104,19 @@ pub(crate) fn set_writable(writable: bool) {
 pub(crate) fn set_lost(commits: u64, wal_bytes: u64) {
     counter!("understudy_lost_transactions_total").absolute(commits);
     counter!("understudy_lost_wal_bytes_total").absolute(wal_bytes);
+}
+
+/// Sets what the last verification of this node's WAL found, one that was not broken off.
+pub(crate) fn set_wal_verified(at_unix_us: i64, verified: &Verified) {
+    set_verified(Some((at_unix_us, verified)));
+}
+
+fn set_verified(last: Option<(i64, &Verified)>) {
+    let of = |value: fn(i64, &Verified) -> f64| or_nan(last.map(|(at, last)| value(at, last)));
+    gauge!("understudy_wal_verify_last_timestamp_seconds").set(of(|at, _| at as f64 / 1e6));
+    gauge!("understudy_wal_verify_last_duration_seconds").set(of(|_, v| v.took.as_secs_f64()));
+    gauge!("understudy_wal_verify_last_bytes").set(of(|_, v| v.read_bytes as f64));
+    gauge!("understudy_wal_verify_last_findings_count").set(of(|_, v| v.findings_count as f64));
 }
 
 fn record_node(node: &NodeStatus) {
@@ -247,6 +262,18 @@ const GAUGES: &[(&str, Option<Unit>, &str)] = &[
         SECONDS,
         "For how long at most its replay has been behind; NaN if unknown.",
     ),
+    (
+        "understudy_wal_verify_last_timestamp_seconds",
+        SECONDS,
+        "When the last verification of this node's WAL ended, since 1970; NaN if none since the start.",
+    ),
+    ("understudy_wal_verify_last_duration_seconds", SECONDS, "How long it took; NaN if none."),
+    ("understudy_wal_verify_last_bytes", BYTES, "WAL that it read; NaN if none."),
+    (
+        "understudy_wal_verify_last_findings_count",
+        None,
+        "Things that it found wrong; NaN if none has ended since the start.",
+    ),
 ];
 
 #[cfg(test)]
@@ -278,9 +305,19 @@ mod tests {
                     speed_bytes_per_second: None,
                 },
             );
+            set_verified(None);
+            let before = recorder.handle().render();
+            assert!(before.contains("understudy_wal_verify_last_findings_count NaN"), "{before}");
+            let took = Duration::from_millis(2500);
+            let verified = Verified { read_bytes: 4096, findings_count: 2, took };
+            set_wal_verified(1_500_000, &verified);
             recorder.handle().render()
         });
         for line in [
+            "understudy_wal_verify_last_timestamp_seconds 1.5",
+            "understudy_wal_verify_last_duration_seconds 2.5",
+            "understudy_wal_verify_last_bytes 4096",
+            "understudy_wal_verify_last_findings_count 2",
             "understudy_node_role{role=\"passive\"} 1",
             "understudy_node_role{role=\"active\"} 0",
             "understudy_node_uptime_seconds 9",

@@ -8,7 +8,7 @@ mod duration;
 mod parameters;
 mod raw;
 mod show;
-mod size;
+pub(crate) mod size;
 mod validate;
 
 #[cfg(test)]

@@ -5,10 +5,10 @@
 const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
 /// What a size must look like.
-pub(super) const EXPECTED: &str = "expected a whole number with KiB, MiB or GiB, such as \"64MiB\"";
+pub(crate) const EXPECTED: &str = "expected a whole number with KiB, MiB or GiB, such as \"64MiB\"";
 
 /// Reads `<number><unit>`; of all numbers only 0 needs no unit.
-pub(super) fn parse(text: &str) -> Option<u64> {
+pub(crate) fn parse(text: &str) -> Option<u64> {
     if text == "0" {
         return Some(0);
     }

@@ -14,6 +14,7 @@ mod error;
 mod fetch;
 mod files;
 mod held;
+pub mod inspect;
 mod meta;
 mod reader;
 mod recover;

@@ -1,5 +1,6 @@
 //! The journal with PostgreSQL's own WAL: cut, repeated, damaged, crashed, forked.
 
+mod inspect;
 mod postgres;
 
 use std::fs;

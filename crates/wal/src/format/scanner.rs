@@ -189,6 +189,13 @@ impl Scanner {
         self.options
     }
 
+    /// A scanner at the same place in the same WAL that goes on by other options: the first segment of a
+    /// timeline repeats its parent's bytes up to where it left it.
+    #[must_use]
+    pub fn reading_as(&self, options: ScanOptions) -> Scanner {
+        Scanner { options, ..self.clone() }
+    }
+
     /// Reads the bytes at `position()`.
     ///
     /// # Errors

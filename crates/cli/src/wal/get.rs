@@ -10,31 +10,21 @@ use understudy_node::wal_get::{GetOutcome, wal_get};
 
 use crate::output::FAILED;
 
-/// WAL for PostgreSQL's own tools.
+/// Copy a file out of a journal.
 #[derive(Debug, clap::Args)]
-pub(crate) struct WalArgs {
-    #[command(subcommand)]
-    verb: WalVerb,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum WalVerb {
-    /// Copy a finished segment or history file out of a journal; for restore_command. Exits 1 without
-    /// a word when the journal does not have it.
-    Get {
-        /// The journal: the node's data directory and `wal`.
-        #[arg(long, value_name = "DIR")]
-        journal: PathBuf,
-        /// The file's name (%f).
-        name: String,
-        /// Where to copy it (%p).
-        target: PathBuf,
-    },
+pub(super) struct GetArgs {
+    /// The journal: the node's data directory and `wal`.
+    #[arg(long, value_name = "DIR")]
+    journal: PathBuf,
+    /// The file's name (%f).
+    name: String,
+    /// Where to copy it (%p).
+    target: PathBuf,
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &WalArgs) -> ExitCode {
-    let WalVerb::Get { journal, name, target } = &args.verb;
+pub(super) fn run(args: &GetArgs) -> ExitCode {
+    let GetArgs { journal, name, target } = args;
     match wal_get(journal, name, target) {
         Ok(GetOutcome::Copied) => ExitCode::SUCCESS,
         Ok(GetOutcome::NotFound) => ExitCode::from(FAILED),
@@ -57,7 +47,7 @@ mod tests {
         let get = |name: &str| {
             let journal = dir.path().to_owned();
             let (name, target) = (name.to_owned(), target.clone());
-            run(&WalArgs { verb: WalVerb::Get { journal, name, target } })
+            run(&GetArgs { journal, name, target })
         };
         for name in ["000000010000000000000001", "00000002.history", "nonsense"] {
             assert_eq!(format!("{:?}", get(name)), format!("{:?}", ExitCode::from(1)), "{name}");
