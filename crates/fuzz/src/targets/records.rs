@@ -15,7 +15,7 @@ pub(super) const TRANSACTIONS: Target = Target {
     name: "transactions",
     about: "WAL from a page boundary on, read for transactions",
     words: &[],
-    polish,
+    polish: |input, random| polish(input, random),
     judge: judge_wal,
 };
 

@@ -12,7 +12,7 @@ pub(super) const TARGET: Target = Target {
     name: "scanner",
     about: "WAL from a page boundary on, cut anywhere",
     words: &[],
-    polish,
+    polish: |input, random| polish(input, random),
     judge,
 };
 

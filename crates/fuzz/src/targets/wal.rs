@@ -53,7 +53,7 @@ impl Wal<'_> {
 }
 
 /// Most of the time makes checksums and predecessors right, so that what is behind them is reached.
-pub(super) fn polish(bytes: &mut Vec<u8>, random: &mut Random) {
+pub(super) fn polish(bytes: &mut [u8], random: &mut Random) {
     if random.once_in(3) {
         return;
     }

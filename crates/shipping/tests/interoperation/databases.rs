@@ -20,7 +20,7 @@ fn count(usual: u64) -> u64 {
 
 async fn follows_databases(count: u64) {
     // A test must not fill the machine's disk to find that it does not fit.
-    let free = rustix::fs::statvfs(&std::env::temp_dir()).unwrap();
+    let free = rustix::fs::statvfs(std::env::temp_dir()).unwrap();
     let free_bytes = free.f_bavail * free.f_frsize;
     let needed_bytes = count * DISK_BYTES_EACH;
     assert!(free_bytes > needed_bytes, "{count} databases need {} GiB", needed_bytes >> 30);
