@@ -12,6 +12,7 @@ pub mod checks;
 
 use std::cell::Cell;
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 

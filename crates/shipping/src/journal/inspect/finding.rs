@@ -119,6 +119,14 @@ fn page(at: Lsn, fault: &PageFault) -> (String, String) {
         PageFault::Magic(magic) => {
             ("a page of PostgreSQL 14 to 18".to_owned(), format!("page magic {magic:#06X}"))
         }
+        PageFault::OtherMagic { found, expected } => (
+            format!("page magic {expected:#06X}, as before it"),
+            format!("page magic {found:#06X}"),
+        ),
+        PageFault::BeyondAll => (
+            "a page before the end of all positions".to_owned(),
+            "a page that reaches to it".to_owned(),
+        ),
         PageFault::Flags(flags) => {
             ("flags that a page here can have".to_owned(), format!("page flags {flags:#06X}"))
         }

@@ -247,6 +247,7 @@ impl Walk<'_> {
             timeline_since: holding.begins_lsn,
             size,
             system_id: Some(self.place.system_id),
+            page_magic: None,
         };
         let next_lsn = next.and_then(|next| next.begins_lsn);
         let next_lsn = next_lsn.map(|fork_lsn| fork_lsn.align_down(size.bytes()));
