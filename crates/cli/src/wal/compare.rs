@@ -13,6 +13,9 @@ const PAGE_BYTES: u64 = 8192;
 /// Where something is: a node, and journal or pg_wal.
 pub(super) type Whose = (String, String);
 
+/// What a history file says: timelines and where each was left.
+type Ancestors = Vec<(u32, u64)>;
+
 /// Copies of a segment that are the same.
 struct Version {
     to_lsn: u64,
@@ -27,7 +30,7 @@ struct Version {
 pub(super) struct Comparison {
     /// By timeline and position; a file's name follows from these.
     segments: BTreeMap<(u32, u64, String), Vec<Version>>,
-    histories: BTreeMap<u32, Vec<(Whose, Vec<(u32, u64)>)>>,
+    histories: BTreeMap<u32, Vec<(Whose, Ancestors)>>,
 }
 
 /// A segment that is not the same everywhere.
@@ -79,6 +82,8 @@ impl Comparison {
 
     /// Where else a file is, on another node and sound.
     pub(super) fn sound_copies(&self, node: &str, timeline: u32, file: &str) -> Vec<Whose> {
+        // Unfinished here, it may be finished there.
+        let file = file.trim_end_matches(".partial");
         let of = |(key, _): &(&(u32, u64, String), _)| key.0 == timeline && key.2 == file;
         let versions = self.segments.iter().filter(of).flat_map(|(_, versions)| versions);
         let holders = versions.flat_map(|version| &version.holders);

@@ -153,24 +153,22 @@ impl WalFiles for WalFilesService {
 
 fn tell_files(
     places: &[Place],
-    mut troubles: Vec<String>,
+    troubles: Vec<String>,
     request: &v1::ListWalFilesRequest,
     sender: &mpsc::Sender<Result<v1::ListWalFilesResponse, Status>>,
 ) {
     let send = |place: String, files: Vec<v1::WalFile>, troubles: Vec<String>| {
         sender.blocking_send(Ok(v1::ListWalFilesResponse { place, files, troubles })).is_ok()
     };
-    if !troubles.is_empty() && !send(String::new(), Vec::new(), std::mem::take(&mut troubles)) {
+    if !troubles.is_empty() && !send(String::new(), Vec::new(), troubles) {
         return;
     }
     for place in places {
         let kind = place.kind.as_str();
         let sent = match list(place, request) {
             Ok(files) => {
-                let messages = files.chunks(FILES_A_MESSAGE).map(<[_]>::to_vec);
-                messages.fold(true, |goes_on, files| {
-                    goes_on && send(kind.to_owned(), files, Vec::new())
-                })
+                let mut messages = files.chunks(FILES_A_MESSAGE).map(<[_]>::to_vec);
+                messages.all(|files| send(kind.to_owned(), files, Vec::new()))
             }
             Err(error) => {
                 let trouble = format!("{kind}: {}", chain(&error));

@@ -198,12 +198,12 @@ impl Walk<'_> {
         self.tell(Step::Finding(finding))
     }
 
-    fn from_lsn(&self) -> Lsn {
+    fn begin_lsn(&self) -> Lsn {
         self.options.from_lsn.unwrap_or(Lsn::ZERO).align_down(self.place.size.bytes())
     }
 
     fn tell_gaps(&mut self, survey: &Survey) -> Result<(), Halt> {
-        let (from_lsn, to_lsn) = (self.from_lsn(), self.options.to_lsn.unwrap_or(Lsn::MAX));
+        let (from_lsn, to_lsn) = (self.begin_lsn(), self.options.to_lsn.unwrap_or(Lsn::MAX));
         for gap in survey.coverage(self.place).gaps {
             if gap.to_lsn <= from_lsn || gap.from_lsn >= to_lsn {
                 continue;
@@ -231,7 +231,7 @@ impl Walk<'_> {
             let (start_lsn, end_lsn) = (segment.start(size), segment.end(size));
             let bounds = [holding.ends_lsn, self.options.to_lsn].into_iter().flatten();
             let to_lsn = bounds.fold(end_lsn, Lsn::min);
-            if start_lsn < to_lsn && end_lsn > self.from_lsn() {
+            if start_lsn < to_lsn && end_lsn > self.begin_lsn() {
                 let open_ended = holding.ends_lsn.is_none() && held.called_partial;
                 let name = held.name.as_str();
                 pieces.push(Piece { segment, name, start_lsn, to_lsn, open_ended });
@@ -335,7 +335,8 @@ impl Walk<'_> {
             self.tell(Step::Removed { file: piece.name.to_owned() })?;
             return Ok(None);
         }
-        if piece.open_ended {
+        // An unfinished segment ends somewhere; that it cannot be read is another matter.
+        if piece.open_ended && !matches!(trouble, Some(Trouble::Unreadable { .. })) {
             let end_lsn = scanner.end_lsn();
             self.ended.found_end_lsn = Some(end_lsn);
             self.check_floor(piece, end_lsn)?;

@@ -271,9 +271,10 @@ fn a_missing_end_and_a_short_file_are_found() {
 fn a_history_that_leaves_the_parent_elsewhere_is_not_believed() {
     let stored = stored();
     let path = stored.dir.path().join("00000002.history");
-    let fork = stored.wal.fork_lsn;
+    let parent = scan_pg_wal(&stored.wal.dir, T1, stored.wal.fork_lsn, size()).unwrap();
     // In the middle of a record.
-    fs::write(&path, format!("1\t{}\tno reason\n", Lsn(fork.0 - 8192 - 8))).unwrap();
+    let elsewhere = parent.last_record_lsn.unwrap() + 8;
+    fs::write(&path, format!("1\t{elsewhere}\tno reason\n")).unwrap();
     let kinds: BTreeSet<_> =
         verified(&stored.place()).findings.iter().map(|finding| finding.kind.as_str()).collect();
     assert!(kinds.contains("end"), "{kinds:?}");
