@@ -18,6 +18,9 @@ use crate::{RaftHandle, RaftTypes};
 /// The longest time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// For the disk to take a mark.
+const CONDEMN_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What this node knows about leadership.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Leadership {
@@ -64,15 +67,14 @@ pub(crate) async fn watch(
             (assess(&metrics, &peers, recent), stopped)
         };
         let older = peers.older_copy();
-        let stopped = stopped.or_else(|| wiped(&peers)).or_else(|| older.clone());
+        let found = older.as_ref().map(|found| found.words.clone());
+        let stopped = stopped.or_else(|| wiped(&peers)).or(found);
         if let Some(reason) = stopped {
-            if let Some(why) = older
-                && let Err(error) = store.condemn(why).await
-            {
-                tracing::warn!(%error, "what is known of this storage cannot be written into it");
-            }
             let term = now.term;
             leadership.send_replace(Leadership { term, ..Leadership::default() });
+            if let Some(found) = older.filter(|found| found.proven) {
+                condemn(&store, found.words).await;
+            }
             tracing::error!(reason, "consensus has stopped");
             fatal.send_replace(Some(reason));
             // Not awaited for its result: a stopped openraft has nothing more to say.
@@ -94,6 +96,16 @@ pub(crate) async fn watch(
             _ = state.changed() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
+    }
+}
+
+/// Writes into the storage that it is not to be opened again; a disk that hangs must not keep the daemon
+/// from ending.
+async fn condemn(store: &LogStore, why: String) {
+    match tokio::time::timeout(CONDEMN_PATIENCE, store.condemn(why)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "this storage cannot be marked as an older copy"),
+        Err(_) => tracing::warn!("this storage was not marked as an older copy in time"),
     }
 }
 

@@ -33,7 +33,7 @@ pub use device::Device;
 pub use founding::FoundingStatus;
 pub use leadership::Leadership;
 pub use past::Start;
-pub use peers::{ChannelTo, FoundingMember, Lane, check_hello, check_hello_of};
+pub use peers::{ChannelTo, FoundingMember, Lane, PROTOCOL_VERSION, check_hello, check_hello_of};
 pub use raft_types::{LogCommand, LogReply, RaftTypes};
 pub use server::PeerServer;
 pub use state_machine::{Applied, StateMachine, StateMachineError};

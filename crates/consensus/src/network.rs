@@ -71,8 +71,8 @@ fn unreachable(why: impl ToString) -> CallError {
 
 impl Link {
     fn client(&self, lane: Lane) -> Result<PeerClient<Channel>, CallError> {
-        if let Some(why) = self.peers.older_copy() {
-            return Err(unreachable(why));
+        if let Some(found) = self.peers.older_copy() {
+            return Err(unreachable(found.words));
         }
         self.peers
             .channel_on(self.target, lane)

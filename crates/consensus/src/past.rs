@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 /// Starts that are kept and told. Somebody who heard of none of the last so many compares revisions
 /// alone.
-const STARTS_MAX: usize = 8;
+const STARTS_MAX: usize = 16;
 
 /// One start of a daemon on its storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +84,15 @@ pub(crate) struct Heard {
     pub(crate) process: Uuid,
     /// Durable changes at that time.
     pub(crate) revision: u64,
+}
+
+/// Somebody heard something of this storage that it does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unknown {
+    /// This storage is the older one; else it, or the one that was heard of, is a copy.
+    pub(crate) proven: bool,
+    /// What was heard.
+    pub(crate) words: String,
 }
 
 /// A new list of starts, with one more that begins at `revision`.
@@ -184,17 +193,21 @@ impl Pasts {
     /// Compares what somebody heard of this node with its own past.
     ///
     /// # Errors
-    /// In words, when this storage is an older one than was heard of.
-    pub(crate) fn recognise(&self, heard: &Heard) -> Result<(), String> {
+    /// When this storage does not have what was heard of.
+    pub(crate) fn recognise(&self, heard: &Heard) -> Result<(), Unknown> {
         let own = self.own();
         if heard.storage != self.storage || own.contains(heard) {
             return Ok(());
         }
-        Err(format!(
+        // A start that is not among its own may as well be that of a copy, which somebody believed.
+        let known = own.starts.iter().any(|start| start.process == heard.process);
+        let proven = known || heard.revision > own.revision;
+        let words = format!(
             "start {} had made {} changes when another node heard of it, and this storage, with {} \
              changes, does not have them all",
             heard.process, heard.revision, own.revision
-        ))
+        );
+        Err(Unknown { proven, words })
     }
 }
 
@@ -291,7 +304,11 @@ mod tests {
         assert!(other.hear(NODE, STORAGE, &copy).unwrap_err().contains("older copy"));
         assert_eq!(other.heard_of(NODE), Some(heard(2, 15)), "what was heard stays");
         let itself = Pasts::new(STORAGE, copy.starts, copy.revision, BTreeMap::new());
-        itself.recognise(&other.heard_of(NODE).unwrap()).unwrap_err();
+        // It has more changes by now: that alone does not say which of the two is the copy.
+        assert!(!itself.recognise(&other.heard_of(NODE).unwrap()).unwrap_err().proven);
+        assert!(itself.recognise(&heard(3, 41)).unwrap_err().proven);
+        assert!(itself.recognise(&heard(2, 99)).unwrap_err().proven);
+        assert_eq!(itself.recognise(&heard(3, 40)), Ok(()));
 
         let restarted = Past { starts: vec![start(2, 10), start(4, 15)], revision: 15 };
         other.hear(NODE, STORAGE, &restarted).unwrap();

@@ -21,10 +21,10 @@ use understudy_core::state::{ClusterState, Member};
 use understudy_proto::v1;
 use understudy_types::{ClusterId, Incarnation, NodeId, NodeKind, NodeName, SiteName};
 
-use crate::past::Pasts;
+use crate::past::{Pasts, Unknown};
 
 /// Grows when a message changes in a way that an older program would misread.
-pub(crate) const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Which of the two connections to a node. TCP delivers in order, so one lost packet holds up all that
 /// follows on its connection, and what is lost again holds it up longer each time; the other
@@ -94,6 +94,15 @@ impl From<&FoundingMember> for v1::FoundingMember {
     }
 }
 
+/// Why this node must not take part any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OlderCopy {
+    /// Its storage is the older one for certain, and must not be opened again.
+    pub(crate) proven: bool,
+    /// What was found.
+    pub(crate) words: String,
+}
+
 /// What this node knows of itself and of the others.
 pub(crate) struct Peers {
     pub(crate) cluster: ClusterId,
@@ -109,7 +118,7 @@ pub(crate) struct Peers {
     remembered: Mutex<BTreeMap<NodeId, Incarnation>>,
     pasts: Arc<Pasts>,
     /// Why this node's own storage is an older copy, once that is known.
-    older_copy: Mutex<Option<String>>,
+    older_copy: Mutex<Option<OlderCopy>>,
     heard: Mutex<Option<Instant>>,
 }
 
@@ -255,7 +264,7 @@ impl Peers {
     }
 
     /// Why this node's storage is an older copy of what it told others; it must not take part then.
-    pub(crate) fn older_copy(&self) -> Option<String> {
+    pub(crate) fn older_copy(&self) -> Option<OlderCopy> {
         lock(&self.older_copy).clone()
     }
 
@@ -269,9 +278,14 @@ impl Peers {
     ) -> Result<(), Status> {
         if let Some(heard) = &message.heard {
             let heard = heard.try_into().map_err(unreadable)?;
-            if let Err(why) = self.pasts.recognise(&heard) {
-                let why = format!("the storage of node {} is an older copy: {why}", self.name);
-                lock(&self.older_copy).get_or_insert(why.clone());
+            if let Err(Unknown { proven, words }) = self.pasts.recognise(&heard) {
+                let what = match proven {
+                    true => "is an older copy",
+                    false => "or the one that another node knows is an older copy",
+                };
+                let why = format!("the storage of node {} {what}: {words}", self.name);
+                let found = OlderCopy { proven, words: why.clone() };
+                lock(&self.older_copy).get_or_insert(found);
                 return Err(Status::failed_precondition(why));
             }
         }
@@ -452,8 +466,8 @@ fn unreadable(error: uuid::Error) -> Status {
     Status::invalid_argument(format!("read a storage's past: {error}"))
 }
 
-/// The refusal of a node that comes with another storage than it was founded with; of all refusals
-/// only this one has the code `AlreadyExists`, by which the refused node recognises it.
+/// The refusal of a node that comes with another storage than it was founded with; its code
+/// `AlreadyExists` is how the refused node recognises it in the answer to a hello.
 pub(crate) fn wrong_storage(name: &NodeName, given: Incarnation) -> Status {
     Status::already_exists(format!(
         "node {name} comes with storage {given}, but the cluster knows it by another one: \

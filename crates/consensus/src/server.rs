@@ -68,7 +68,7 @@ impl PeerServer {
         self.peers.check_sender(message, peer)?;
         match self.peers.older_copy() {
             None => Ok(()),
-            Some(why) => Err(Status::failed_precondition(why)),
+            Some(found) => Err(Status::failed_precondition(found.words)),
         }
     }
 

@@ -316,7 +316,9 @@ fn consider(
         }
     };
     let mut durable_lsn = report.durable_lsn;
-    if rule == Rule::Outlook && durable_lsn >= evidence.settled.floor(node, heard_at) {
+    // Without a floor nothing excuses a report: this node has only just begun to listen.
+    let floor = evidence.settled.floor(node, heard_at);
+    if rule == Rule::Outlook && floor.is_some() && durable_lsn >= floor {
         durable_lsn = durable_lsn.max(evidence.state.published_durable(node));
     }
     if let Err(why) = evidence.state.check_candidate(node, durable_lsn) {

@@ -365,6 +365,7 @@ pub struct Core {
     now: BootInstant,
     /// The newest accepted renewal, and when it was applied here; at first the own start.
     published_at: Option<((Epoch, u64), BootInstant)>,
+    #[serde(default)]
     settled: Settled,
     /// Whatever this process released and was not durable elsewhere, when its positions were read last,
     /// was released at this moment or later.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use prost::Message as _;
-use understudy_consensus::{FoundingMember, check_hello, check_hello_of};
+use understudy_consensus::{FoundingMember, PROTOCOL_VERSION, check_hello, check_hello_of};
 use understudy_proto::v1;
 use understudy_types::{ClusterId, NodeId, NodeKind};
 use uuid::Uuid;
@@ -52,7 +52,7 @@ fn judge(input: &[u8]) -> String {
     if heard.is_ok() {
         let member = &members[&NodeId(hello.node_id)];
         assert_eq!((member.name.as_str(), CLUSTER.to_string()), (&*hello.node, hello.cluster));
-        assert_eq!(hello.protocol_version, 1);
+        assert_eq!(hello.protocol_version, PROTOCOL_VERSION);
     }
     if answered.is_ok() {
         assert!(heard.is_ok() && hello.node_id == ASKED.0);
@@ -68,7 +68,7 @@ fn judge(input: &[u8]) -> String {
 
 fn polish(input: &mut Vec<u8>, random: &mut Random) {
     let Ok(mut hello) = v1::Hello::decode(&**input) else { return };
-    right(random, || hello.protocol_version = 1);
+    right(random, || hello.protocol_version = PROTOCOL_VERSION);
     right(random, || hello.cluster = CLUSTER.to_string());
     right(random, || hello.node_id = ASKED.0);
     right(random, || hello.node = "south-1".to_owned());
