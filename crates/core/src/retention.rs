@@ -56,7 +56,7 @@ impl Held {
 pub struct Plan {
     /// WAL before this may go; whole segments only, as they come.
     pub remove_before: Lsn,
-    /// Who needs what is left most, where that is more than is kept in any case.
+    /// Who needs what is left, where that is more than half of what there is room for.
     pub held_for: Option<&'static str>,
     /// Bytes over a limit that are still needed.
     pub short_bytes: u64,
@@ -73,10 +73,12 @@ pub fn plan(policy: &Policy, held: &Held, needs: &[Need]) -> Plan {
     let makes_room = Lsn(held.begin_lsn.0 + over).min(needed_lsn);
     let remove_before = kept_lsn.max(makes_room);
     let freed = remove_before.0.saturating_sub(held.begin_lsn.0);
+    // What is needed, what could go, and what may still come: all that there is for WAL.
     let needed_bytes = held.end_lsn.0.saturating_sub(needed_lsn.0);
+    let usable_bytes = held.bytes() + room(policy, held);
     Plan {
         remove_before,
-        held_for: oldest.filter(|_| needed_bytes > policy.keep_bytes).map(|need| need.who),
+        held_for: oldest.filter(|_| needed_bytes > usable_bytes / 2).map(|need| need.who),
         short_bytes: over.saturating_sub(freed),
     }
 }
@@ -92,20 +94,20 @@ pub fn room(policy: &Policy, held: &Held) -> u64 {
 pub struct SlotHeld {
     /// Its name.
     pub name: String,
-    /// Somebody streams from it.
+    /// Somebody streams from it, or is about to.
     pub active: bool,
     /// WAL that it keeps, in bytes.
     pub retained_bytes: u64,
 }
 
-/// The slot to give up: of those that nobody streams from the one that keeps most, once the reserve is
-/// touched.
+/// The slot to give up: of those that nobody uses the one that keeps most, once the reserve is touched.
 pub fn slot_to_drop<'a>(
     policy: &Policy,
     free_bytes: u64,
     slots: &'a [SlotHeld],
 ) -> Option<&'a SlotHeld> {
-    let away = slots.iter().filter(|slot| !slot.active && slot.retained_bytes > 0);
+    // What is kept without a slot too is not won by dropping one.
+    let away = slots.iter().filter(|slot| !slot.active && slot.retained_bytes > policy.keep_bytes);
     away.max_by_key(|slot| slot.retained_bytes).filter(|_| free_bytes < policy.reserve_bytes)
 }
 
@@ -198,6 +200,8 @@ mod tests {
             retained_bytes,
         };
         let slots = [slot("a", true, 900), slot("b", false, 300), slot("c", false, 500)];
+        let little = [slot("d", false, 100)];
+        assert_eq!(slot_to_drop(&POLICY, 0, &little), None, "nothing is won by it");
         assert_eq!(slot_to_drop(&POLICY, 50, &slots), None);
         assert_eq!(slot_to_drop(&POLICY, 49, &slots).unwrap().name, "c");
         assert_eq!(slot_to_drop(&POLICY, 0, &slots[..1]), None);

@@ -21,7 +21,7 @@ use understudy_proto::v1::wal_server::WalServer;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::tunnel::TunnelTarget;
 use understudy_transport::{IncarnationDoor, Listener};
-use understudy_types::{Clock, NodeId, NodeName};
+use understudy_types::{Clock, NodeId, NodeKind, NodeName};
 
 use crate::admin::{
     AdminContext, AdminService, OperationError, Operations, admin_routes, report_health,
@@ -195,14 +195,12 @@ impl Doors {
 }
 
 impl Doors {
-    /// What the streams to the others decided about compression; nothing is said of a stream that is not
-    /// there.
+    /// What the streams to the others decided about compression; of one that is not there nothing is known.
     fn record_compression(&self) {
         let source = self.hands.as_ref().and_then(|hands| hands.source().borrow().clone());
-        for (node, seen) in source.map(|source| source.compression()).unwrap_or_default() {
-            if let Some(member) = self.config.members.iter().find(|member| member.id == node) {
-                set_compression(member.name.as_str(), &seen);
-            }
+        let seen = source.map(|source| source.compression()).unwrap_or_default();
+        for member in self.config.peers().filter(|member| member.kind == NodeKind::Data) {
+            set_compression(member.name.as_str(), seen.get(&member.id));
         }
     }
 }

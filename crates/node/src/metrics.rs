@@ -138,13 +138,15 @@ fn record_node(node: &NodeStatus) {
 }
 
 /// Sets what a receiver's stream last decided about compression, and what that rested on.
-pub(crate) fn set_compression(node: &str, seen: &CompressionSeen) {
-    let set = |name: &'static str, value: f64| gauge!(name, "node" => node.to_owned()).set(value);
-    set("understudy_wal_compression_on", flag(seen.on));
-    set("understudy_wal_line_held_up_ratio", seen.held_up);
-    set("understudy_wal_line_bytes_per_second", seen.line_bytes_per_second);
-    set("understudy_wal_compression_ratio", or_nan(seen.ratio));
-    set("understudy_wal_compression_bytes_per_second", or_nan(seen.speed_bytes_per_second));
+pub(crate) fn set_compression(node: &str, seen: Option<&CompressionSeen>) {
+    let set = |name: &'static str, value: fn(&CompressionSeen) -> Option<f64>| {
+        gauge!(name, "node" => node.to_owned()).set(or_nan(seen.and_then(value)));
+    };
+    set("understudy_wal_compression_on", |seen| Some(flag(seen.on)));
+    set("understudy_wal_line_held_up_ratio", |seen| Some(seen.held_up));
+    set("understudy_wal_line_bytes_per_second", |seen| Some(seen.line_bytes_per_second));
+    set("understudy_wal_compression_ratio", |seen| seen.ratio);
+    set("understudy_wal_compression_bytes_per_second", |seen| seen.speed_bytes_per_second);
 }
 
 fn flag(value: bool) -> f64 {
@@ -297,13 +299,13 @@ mod tests {
             metrics.record(&status, &local);
             set_compression(
                 "south",
-                &CompressionSeen {
+                Some(&CompressionSeen {
                     on: true,
                     held_up: 0.75,
                     line_bytes_per_second: 2_500_000.0,
                     ratio: Some(0.25),
                     speed_bytes_per_second: None,
-                },
+                }),
             );
             set_verified(None);
             let before = recorder.handle().render();

@@ -26,6 +26,11 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const NEAR: Duration = Duration::from_secs(3600);
 /// On a small file system the reserve is what bounds, not a share of it.
 const BYTES_MAX_LEAST: u64 = 1 << 30;
+/// How many times PostgreSQL's `max_wal_size` goes into what may be held.
+const CHECKPOINTS_FIT: u64 = 4;
+/// PostgreSQL's own default, and twice the largest segment that is common, which it wants at least.
+const MAX_WAL_SIZE: u64 = 1 << 30;
+const MAX_WAL_SIZE_MIN: u64 = 128 << 20;
 /// How long the checkpoint may take that lets PostgreSQL remove WAL.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -47,8 +52,14 @@ pub(crate) fn with_limits(
     mut parameters: BTreeMap<String, String>,
     policy: &Policy,
 ) -> BTreeMap<String, String> {
-    let limits =
-        [("wal_keep_size", policy.keep_bytes), ("max_slot_wal_keep_size", policy.bytes_max)];
+    // Nothing can be removed between two checkpoints, neither here nor at a node that follows: several of
+    // them have to fit.
+    let checkpoints = (policy.bytes_max / CHECKPOINTS_FIT).clamp(MAX_WAL_SIZE_MIN, MAX_WAL_SIZE);
+    let limits = [
+        ("wal_keep_size", policy.keep_bytes),
+        ("max_slot_wal_keep_size", policy.bytes_max),
+        ("max_wal_size", checkpoints),
+    ];
     for (name, bytes) in limits {
         if !parameters.keys().any(|key| key.eq_ignore_ascii_case(name)) {
             parameters.insert(name.to_owned(), format!("{}MB", bytes >> 20));
@@ -112,6 +123,7 @@ pub(crate) async fn look_after(
         journal: Place::new("journal", journal),
         server: Place::new("pg_wal", server),
         away: BTreeSet::new(),
+        told: BTreeSet::new(),
     };
     // A counter that is not there until the first time hides that first time from a rate.
     counter!("understudy_wal_removed_bytes_total").absolute(0);
@@ -139,6 +151,8 @@ struct Keeper {
     server: Place,
     /// Slots that nobody streamed from at the last look.
     away: BTreeSet<String>,
+    /// Slots that a metric speaks of.
+    told: BTreeSet<String>,
 }
 
 impl Keeper {
@@ -148,6 +162,7 @@ impl Keeper {
         let free = Room::of(journal.dir()).map(|room| room.free_bytes);
         let (Some(positions), Ok(free_bytes)) = (positions, free) else {
             self.journal.record(None, None);
+            gauge!("understudy_wal_refused").set(f64::NAN);
             return Vec::new();
         };
         let (begin_lsn, end_lsn) = (positions.begin_lsn, positions.written_lsn);
@@ -170,6 +185,12 @@ impl Keeper {
         let full_in = self.journal.record(Some(&held), held_for);
         let refused = positions.error.filter(|error| error.is_no_room()).map(|e| e.to_string());
         gauge!("understudy_wal_refused").set(f64::from(u8::from(refused.is_some())));
+        if refused.is_some() && held_for.is_some() {
+            // What was replayed since the last restart point is not needed after another one.
+            if let Err(error) = self.hands.server().checkpoint(CHECKPOINT_PATIENCE).await {
+                tracing::debug!(error = chain(&error), "no restart point to make room");
+            }
+        }
         words_of_journal(&self.journal.policy, &held, held_for, refused.as_deref(), full_in)
     }
 
@@ -181,6 +202,7 @@ impl Keeper {
         let (Some(kept), Ok(free_bytes)) = (kept, free) else {
             self.away.clear();
             self.server.record(None, None);
+            self.record_slots(&[]);
             return Vec::new();
         };
         self.server.growth.note(clock.now(), kept.flush_lsn);
@@ -198,21 +220,35 @@ impl Keeper {
         said
     }
 
+    /// A slot that is gone keeps nothing that is known.
+    fn record_slots(&mut self, slots: &[SlotHeld]) {
+        let set = |name: &str, bytes: f64| {
+            gauge!("understudy_wal_slot_retained_bytes", "slot" => name.to_owned()).set(bytes);
+        };
+        std::mem::take(&mut self.told).iter().for_each(|name| set(name, f64::NAN));
+        for slot in slots {
+            set(&slot.name, slot.retained_bytes as f64);
+            self.told.insert(slot.name.clone());
+        }
+    }
+
     /// Drops the slot of a node that is away, if the reserve is touched.
     async fn give_up_a_slot(&mut self, kept: &WalKept, free_bytes: u64) -> Option<String> {
         let prefix = crate::hands::SLOT_PREFIX;
+        // A node that is fed from the journal, or is being copied, has a slot that nobody streams from.
+        let attached = self.hands.attached_slots();
         let ours = kept.slots.iter().filter(|slot| slot.name.starts_with(prefix));
         let slots: Vec<SlotHeld> = ours
             .map(|slot| SlotHeld {
                 name: slot.name.clone(),
-                active: slot.active || !self.away.contains(&slot.name),
+                active: slot.active
+                    || kept.copying
+                    || attached.contains(&slot.name)
+                    || !self.away.contains(&slot.name),
                 retained_bytes: slot.restart_lsn.map_or(0, |lsn| kept.flush_lsn.bytes_since(lsn)),
             })
             .collect();
-        for slot in &slots {
-            gauge!("understudy_wal_slot_retained_bytes", "slot" => slot.name.clone())
-                .set(slot.retained_bytes as f64);
-        }
+        self.record_slots(&slots);
         // A node that only dials again is not away: it takes two looks.
         let inactive = kept.slots.iter().filter(|slot| !slot.active);
         self.away = inactive.map(|slot| slot.name.clone()).collect();
@@ -227,7 +263,8 @@ impl Keeper {
                 }
                 Some(format!(
                     "the slot {name} was given up, because only {} are free on PostgreSQL's disk: its \
-                     node is copied afresh when it is back",
+                     node is copied afresh when it is back, and a failover to it before that could not \
+                     list what is lost",
                     size(free_bytes)
                 ))
             }
@@ -394,6 +431,7 @@ mod tests {
             flush_lsn: Lsn(5 << 30),
             slots: vec![slot("understudy_south", "extended")],
             archive_failing: None,
+            copying: false,
         };
         assert!(words_of_server(&POLICY, &kept, 50 << 30, None).is_empty());
         let near = words_of_server(&POLICY, &kept, 50 << 30, Some(Duration::from_secs(120)));

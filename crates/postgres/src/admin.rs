@@ -40,6 +40,8 @@ pub struct WalKept {
     /// The last segment that `archive_command` failed at, if none was archived since; PostgreSQL keeps
     /// everything from there on.
     pub archive_failing: Option<String>,
+    /// A base backup is being taken.
+    pub copying: bool,
 }
 
 impl Server {
@@ -260,7 +262,8 @@ impl Server {
             "SELECT pg_current_wal_flush_lsn()::text AS flush, \
              (SELECT last_failed_wal FROM pg_stat_archiver \
               WHERE last_failed_time > coalesce(last_archived_time, '-infinity') \
-              AND current_setting('archive_mode') <> 'off') AS failing",
+              AND current_setting('archive_mode') <> 'off') AS failing, \
+             EXISTS (SELECT FROM pg_stat_progress_basebackup) AS copying",
         )
         .fetch_one(&mut session);
         let row = connection::within("what keeps WAL", PATIENCE, statement).await?;
@@ -271,6 +274,7 @@ impl Server {
             flush_lsn: flush.parse().map_err(|_| self.unusable(format!("{flush:?} is no LSN")))?,
             slots,
             archive_failing: get(&row, "failing")?,
+            copying: get(&row, "copying")?,
         })
     }
 }

@@ -127,7 +127,8 @@ pub struct WalConfig {
     /// Default 1 GiB. Also PostgreSQL's `wal_keep_size`, unless `parameters` says otherwise.
     pub keep_bytes: u64,
     /// The most that the journal holds, and that a slot keeps at the active (its
-    /// `max_slot_wal_keep_size`, unless `parameters` says otherwise). Default: a quarter of the file
+    /// `max_slot_wal_keep_size`, unless `parameters` says otherwise). PostgreSQL's `max_wal_size` is a
+    /// quarter of it, 1 GiB at most; set by hand it has to stay below a third. Default: a quarter of the file
     /// system, 1 GiB at least.
     pub bytes_max: Option<u64>,
     /// What WAL leaves free of a file system. Default: a twentieth of it, 4 GiB at most.

@@ -185,8 +185,7 @@ impl Hands {
 
     async fn reserve_slots(&self, peers: &[NodeId]) {
         for peer in peers {
-            let Some(name) = (self.options().names)(*peer) else { continue };
-            let slot = format!("{SLOT_PREFIX}{}", name.as_str().replace('-', "_"));
+            let Some(slot) = self.slot_of(*peer) else { continue };
             // Without it the old active may have to be cloned instead of rewound: dear, not unsafe.
             if let Err(error) = self.server().create_slot(&slot).await {
                 tracing::warn!(

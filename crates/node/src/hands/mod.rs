@@ -11,6 +11,7 @@ mod join;
 mod observe;
 mod switchover;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -178,7 +179,6 @@ impl Hands {
         self.inner.progress.borrow().clone()
     }
 
-    /// The newest loss receipt that is kept here.
     /// What the data directory here needs of the journal; `None` while that is not known, as before the
     /// first start on a fresh copy.
     pub(crate) async fn wal_needs(&self) -> Option<Vec<Need>> {
@@ -190,6 +190,21 @@ impl Hands {
         Some(vec![Need { who: "the standby's replay", from_lsn: control.redo_lsn }])
     }
 
+    /// The slots of receivers that are attached.
+    pub(crate) fn attached_slots(&self) -> BTreeSet<String> {
+        let source = self.inner.source.borrow().clone();
+        let receivers = source.map(|source| source.positions().borrow().receivers.clone());
+        let attached = receivers.unwrap_or_default().into_iter().filter(|r| r.attached);
+        attached.filter_map(|receiver| self.slot_of(receiver.node)).collect()
+    }
+
+    /// The name of a node's retention slot.
+    fn slot_of(&self, node: NodeId) -> Option<String> {
+        let name = (self.options().names)(node)?;
+        Some(format!("{SLOT_PREFIX}{}", name.as_str().replace('-', "_")))
+    }
+
+    /// The newest loss receipt that is kept here.
     pub(crate) fn newest_receipt(&self) -> Option<ReceiptSummary> {
         self.inner.newest_receipt.borrow().clone()
     }

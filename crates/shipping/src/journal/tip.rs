@@ -123,6 +123,7 @@ impl Tip {
             data = &data[held..];
             at = at + held as u64;
         }
+        self.check_room(at, data.len(), limits)?;
         if let Err(source) = self.scanner.push(data) {
             return Err(JournalError::BadWal { timeline: self.timeline, source });
         }
@@ -130,9 +131,6 @@ impl Tip {
             let (size, segment) = (self.content.size, self.segment(at));
             let fits = data.len().min(segment.end(size).bytes_since(at) as usize);
             let offset = at.bytes_since(segment.start(size));
-            if !self.open.contains_key(&segment.number) {
-                limits.check(&self.dir, self.begin_lsn, segment.end(size), size)?;
-            }
             let open = self.open_segment(at)?;
             open.file
                 .write_all_at(&data[..fits], offset)
@@ -147,6 +145,19 @@ impl Tip {
 
     fn segment(&self, lsn: Lsn) -> WalSegment {
         WalSegment::containing(self.timeline, lsn, self.content.size)
+    }
+
+    /// Segments that are not there yet need room, and before anything of the bytes is taken.
+    fn check_room(&self, from: Lsn, bytes: usize, limits: &Limits) -> Result<(), JournalError> {
+        let (size, to) = (self.content.size, from + bytes as u64);
+        let mut segment = self.segment(from);
+        while segment.start(size) < to {
+            if !self.open.contains_key(&segment.number) {
+                limits.check(&self.dir, self.begin_lsn, segment.end(size), size)?;
+            }
+            segment.number += 1;
+        }
+        Ok(())
     }
 
     /// Bytes that are held must be the same.

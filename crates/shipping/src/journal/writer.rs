@@ -152,6 +152,10 @@ impl Writer {
             return self.fail(Arc::new(error));
         }
         tracing::warn!(error = &error as &dyn std::error::Error, "received WAL refused");
+        if error.is_no_room() {
+            // What came before it is as good as ever, and would only be sent again.
+            self.sync();
+        }
         if let Some(tip) = &mut self.tip
             && let Err(error) = tip.rewind()
         {
