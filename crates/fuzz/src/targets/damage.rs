@@ -67,12 +67,16 @@ fn judge(input: &[u8]) -> String {
     let wal = Wal::of(&real.bytes);
     let begin = wal.begin;
     let now = scan(expected(&wal), begin, [damaged.as_slice()]);
-    let invented = now.records.iter().find(|record| !real.scanned.records.contains(record));
-    assert_eq!(invented.map(|(start, ..)| start), None, "a record that nobody wrote");
-    if damaged.get(REST_OF_RECORD) != real.bytes.get(REST_OF_RECORD) {
-        // How much of the first page belongs to a record that began before it: nothing can check that.
+    // How much of the first page belongs to a record that began before it nothing can check, nor that a
+    // whole record of another place is not the first one: it names any predecessor.
+    let first_end = real.scanned.records[0].1.bytes_since(begin) as usize;
+    let copied = damages.chunks_exact(DAMAGE_BYTES).any(|damage| matches!(damage[0] % 16, 10 | 11));
+    let other_first = copied && damaged.get(..first_end) != real.bytes.get(..first_end);
+    if other_first || damaged.get(REST_OF_RECORD) != real.bytes.get(REST_OF_RECORD) {
         return format!("{which} beginning {}", about(now.records.len()));
     }
+    let invented = now.records.iter().find(|record| !real.scanned.records.contains(record));
+    assert_eq!(invented.map(|(start, ..)| start), None, "a record that nobody wrote");
     let length = damaged.len().min(real.bytes.len());
     let different =
         (0..length).find(|at| damaged[*at] != real.bytes[*at] && matters(real, *at, damaged[*at]));
