@@ -274,7 +274,7 @@ pub(crate) fn witness_s_consensus_is_gone(stage: &mut Stage) -> Result<()> {
     let good = witness_starts_on(stage, "the witness's consensus is removed", |file| {
         Ok(fs::remove_file(file)?)
     })?;
-    refused_by_the_others(stage, &before)?;
+    refused_by_the_others(stage, &before, "refuse")?;
     witness_is_whole_again(stage, &good)
 }
 
@@ -295,18 +295,18 @@ pub(crate) fn witness_s_consensus_is_an_old_copy(stage: &mut Stage) -> Result<()
     let good = witness_starts_on(stage, "the witness's consensus is an old copy", |file| {
         Ok(fs::copy(&old, file).map(drop)?)
     })?;
-    refused_by_the_others(stage, &before)?;
+    refused_by_the_others(stage, &before, "older copy")?;
     witness_is_whole_again(stage, &good)
 }
 
 /// A node whose storage is not what it voted with is not counted, and the other two go on.
-fn refused_by_the_others(stage: &mut Stage, before: &[usize]) -> Result<()> {
+fn refused_by_the_others(stage: &mut Stage, before: &[usize], word: &str) -> Result<()> {
     stage.commits_go_on_for(LEASE * 3)?;
     let lab = stage.lab;
     let counted = lab.status_of(WITNESS).is_some_and(|status| status["majority"] == true);
     ensure!(!counted, "the witness counts with a storage that is not its own");
-    let here = line_since(lab, &[WITNESS], before, "refuse")?;
-    let there = line_since(lab, &SITES, before, "refuse")?;
+    let here = line_since(lab, &[WITNESS], before, word)?;
+    let there = line_since(lab, &SITES, before, word)?;
     stage.note(here.or(there).context("nobody says that it is refused")?);
     Ok(())
 }
