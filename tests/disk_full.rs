@@ -66,35 +66,43 @@ fn heavy(n: u32) -> String {
     )
 }
 
-fn make_heavy_table(lab: &Lab, active: &str) {
-    lab.sql(active, "postgres", "CREATE DATABASE bench");
-    lab.sql(active, "bench", "CREATE TABLE heavy (n int, bytes text)");
-    lab.sql(active, "bench", "ALTER TABLE heavy ALTER bytes SET STORAGE EXTERNAL");
-}
-
-#[test]
-fn a_passive_without_space_acknowledges_nothing_that_it_lacks_and_goes_on_after_room_is_made() {
+/// A cluster that is ready for heavy rows, in `zero`, whose passive has its journal on a disk of this
+/// size with this reserve; `None`, said, where nobody can mount one.
+fn with_a_small_disk(mebibytes: u32, reserve: &str) -> Option<(Lab, SmallDisk)> {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: mounting a small file system needs root");
-        return;
+        return None;
     }
     let mut lab = Lab::prepared(ZERO);
     let [active, passive] = DATA;
-    let disk = SmallDisk::mount(lab.journal_dir(passive), 80);
-    // With a reserve the journal would not come so far.
-    set_wal(&lab, passive, &[("reserve", "0")]);
+    let disk = SmallDisk::mount(lab.journal_dir(passive), mebibytes);
+    set_wal(&lab, passive, &[("reserve", reserve)]);
     for name in NODES {
         lab.start(name);
     }
     lab.wait("a cluster whose passive could take over", |lab| lab.protected_under(active));
-    make_heavy_table(&lab, active);
-    // Together they are more than the disk holds.
+    lab.sql(active, "postgres", "CREATE DATABASE bench");
+    lab.sql(active, "bench", "CREATE TABLE heavy (n int, bytes text)");
+    lab.sql(active, "bench", "ALTER TABLE heavy ALTER bytes SET STORAGE EXTERNAL");
+    Some((lab, disk))
+}
+
+/// Writes all rows, and says which were acknowledged; together they are more than a small disk holds.
+fn write_heavy_rows(lab: &Lab, active: &str) -> Background {
     let mut psql = lab.tool_at(active, "psql");
     psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", "bench"]);
     for n in 0..ROWS {
         psql.arg("-c").arg(heavy(n)).arg("-c").arg(format!("\\echo acknowledged {n}"));
     }
-    let mut load = Background::start(&mut psql);
+    Background::start(&mut psql)
+}
+
+#[test]
+fn a_passive_without_space_acknowledges_nothing_that_it_lacks_and_goes_on_after_room_is_made() {
+    let [active, passive] = DATA;
+    // With a reserve the journal would not come so far.
+    let Some((mut lab, disk)) = with_a_small_disk(80, "0") else { return };
+    let mut load = write_heavy_rows(&lab, active);
 
     let status = lab.wait_for_end(passive);
     assert!(!status.success(), "a daemon that cannot go on ends as failed: {status}");
@@ -128,25 +136,9 @@ fn a_passive_without_space_acknowledges_nothing_that_it_lacks_and_goes_on_after_
 
 #[test]
 fn a_reserve_keeps_the_passive_alive_and_it_goes_on_by_itself_once_there_is_room() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: mounting a small file system needs root");
-        return;
-    }
-    let mut lab = Lab::prepared(ZERO);
     let [active, passive] = DATA;
-    let disk = SmallDisk::mount(lab.journal_dir(passive), 100);
-    set_wal(&lab, passive, &[("reserve", "40MiB")]);
-    for name in NODES {
-        lab.start(name);
-    }
-    lab.wait("a cluster whose passive could take over", |lab| lab.protected_under(active));
-    make_heavy_table(&lab, active);
-    let mut psql = lab.tool_at(active, "psql");
-    psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", "bench"]);
-    for n in 0..ROWS {
-        psql.arg("-c").arg(heavy(n));
-    }
-    let mut load = Background::start(&mut psql);
+    let Some((mut lab, disk)) = with_a_small_disk(100, "40MiB") else { return };
+    let mut load = write_heavy_rows(&lab, active);
 
     lab.wait("the passive to say why it refuses WAL", |lab| {
         let warned = |status: serde_json::Value| {
