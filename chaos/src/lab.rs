@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Pid;
 use serde_json::Value;
 use understudy_workload::{Credentials, Endpoint};
 
 use crate::arena::{Arena, SITES, address, network};
 use crate::command::{output, said};
+use crate::conversation::Conversation;
 use crate::faults::clocks;
 use crate::process::{self, Process};
 
@@ -76,11 +77,45 @@ pub(crate) struct Shape {
     pub(crate) profile: Profile,
     /// Without its passive the active goes on alone after this many milliseconds, instead of stalling.
     pub(crate) degrade_after_ms: Option<u32>,
+    /// The ceiling on exposure in `bounded`, in seconds; what `understudy init` gives unless set.
+    pub(crate) ceiling_s: Option<u32>,
+    /// The data nodes' `[wal]`; the defaults go by the file system.
+    pub(crate) room: Option<WalRoom>,
+}
+
+/// How much WAL a data node keeps, in journal and `pg_wal` each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WalRoom {
+    /// Behind what is needed.
+    pub(crate) keep_mib: u32,
+    /// At most.
+    pub(crate) max_mib: u32,
+}
+
+impl WalRoom {
+    /// A node's file with these limits instead of its own.
+    fn set_in(self, text: &str) -> Result<String> {
+        let (before, section) = text.split_once("\n[wal]\n").context("find the section [wal]")?;
+        let mut set = 0;
+        let own = |line: &str| {
+            let (name, mebibytes) = match line.split_once(" = ") {
+                Some((name @ "keep", _)) => (name, self.keep_mib),
+                Some((name @ "max", _)) => (name, self.max_mib),
+                _ => return line.to_owned(),
+            };
+            set += 1;
+            format!("{name} = \"{mebibytes}MiB\"")
+        };
+        let section: Vec<String> = section.lines().map(own).collect();
+        ensure!(set == 2, "{set} lines of [wal] are keep or max, instead of two");
+        Ok(format!("{before}\n[wal]\n{}\n", section.join("\n")))
+    }
 }
 
 impl From<Mode> for Shape {
     fn from(mode: Mode) -> Shape {
-        Shape { mode, profile: Profile::Default, degrade_after_ms: None }
+        let profile = Profile::Default;
+        Shape { mode, profile, degrade_after_ms: None, ceiling_s: None, room: None }
     }
 }
 
@@ -90,6 +125,9 @@ impl Shape {
         let mode = self.mode.as_str();
         // A site is lost on purpose, so the survivor is to go on alone.
         let mut text = format!("[durability]\nmode = \"{mode}\"\non_sole_survivor = \"open\"\n");
+        if let Some(ceiling) = self.ceiling_s {
+            text += &format!("rpo = \"{ceiling}s\"\n");
+        }
         if let Some(after) = self.degrade_after_ms {
             text += &format!("on_passive_loss = \"degrade\"\ndegrade_after = \"{after}ms\"\n");
         }
@@ -139,6 +177,7 @@ impl Lab {
         let mut init = Command::new(binary);
         init.arg("init").arg("--dir").arg(lab.root.join("cluster"));
         said(init.arg("--topology").arg(&topology))?;
+        lab.give_room()?;
         for site in SITES {
             lab.start(site)?;
         }
@@ -149,6 +188,18 @@ impl Lab {
         lab.sql(DATA[0], "postgres", &sql)?;
         lab.let_clients_in()?;
         Ok(lab)
+    }
+
+    /// What an operator would change in both data nodes' files; a topology has nothing for WAL.
+    fn give_room(&self) -> Result<()> {
+        let Some(room) = self.shape.room else { return Ok(()) };
+        for site in DATA {
+            let file = self.site_dir(site).join("node.toml");
+            let what = || format!("give room for WAL in {}", file.display());
+            let text = fs::read_to_string(&file).with_context(what)?;
+            fs::write(&file, room.set_in(&text).with_context(what)?).with_context(what)?;
+        }
+        Ok(())
     }
 
     /// The operator's own line at both servers: clients come from the arena's network.
@@ -196,6 +247,16 @@ impl Lab {
 
     pub(crate) fn divergent(&self, site: &str) -> PathBuf {
         self.site_dir(site).join("data/divergent")
+    }
+
+    /// Where a data node stores what it receives.
+    pub(crate) fn journal(&self, site: &str) -> PathBuf {
+        self.site_dir(site).join("data/wal")
+    }
+
+    /// Where a server writes its own WAL.
+    pub(crate) fn pg_wal(&self, site: &str) -> PathBuf {
+        self.pgdata(site).join("pg_wal")
     }
 
     fn socket_dir(&self, site: &str) -> PathBuf {
@@ -524,6 +585,13 @@ impl Lab {
         Ok(Session(Some(psql.spawn().context("start psql")?)))
     }
 
+    /// A session of the superuser's at a site, for one statement after the other.
+    pub(crate) fn conversation(&self, site: &str, database: &str) -> Result<Conversation> {
+        let mut psql = self.tool(site, "psql");
+        psql.args(["-X", "-q", "-A", "-t", "-d", database]);
+        Conversation::begin(&psql, self.owner)
+    }
+
     /// Both sites' servers, as the applications reach them.
     pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
         let endpoint = |site: &str| Endpoint {
@@ -675,4 +743,20 @@ pub(crate) fn postgres_programs() -> Result<PathBuf> {
     places.splice(0..0, std::env::split_paths(&path));
     let found = places.into_iter().rev().find(|place| place.join("pg_rewind").is_file());
     found.context("find PostgreSQL's programs: install the package postgresql")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_for_wal_replaces_a_node_s_own_and_nothing_else() {
+        let room = WalRoom { keep_mib: 64, max_mib: 512 };
+        let text =
+            "[a]\nkeep = 1\n\n[wal]\n# Why.\nkeep = \"1GiB\"\nmax = \"auto\"\nreserve = \"auto\"\n";
+        let wanted = "[a]\nkeep = 1\n\n[wal]\n# Why.\nkeep = \"64MiB\"\nmax = \"512MiB\"\nreserve = \"auto\"\n";
+        assert_eq!(room.set_in(text).unwrap(), wanted);
+        assert!(room.set_in("[wal]\nkeep = \"1GiB\"\n").is_err());
+        assert!(room.set_in("\n[wal]\nkeep = \"1GiB\"\n").is_err());
+    }
 }

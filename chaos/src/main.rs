@@ -6,21 +6,29 @@
 //! operators can see, and never bends a row to pass.
 
 mod arena;
+mod assurance;
+mod bulk;
 mod catalogue;
 mod cgroup;
 mod clocks;
 mod command;
+mod conversation;
+mod copies;
 mod faults;
+mod gauges;
 mod lab;
+mod mix;
 mod needs;
 mod observer;
 mod outages;
 mod play;
 mod process;
 mod receipts;
+mod receivers;
 mod report;
 mod rig;
 mod scenarios;
+mod seed;
 mod series;
 mod soak;
 mod stage;
@@ -75,6 +83,18 @@ struct Cli {
     #[arg(long, value_name = "MINUTES",
           conflicts_with_all = ["rows", "isolations", "freezes", "outages"])]
     soak: Option<u32>,
+    /// Kill, freeze and cut off the passive's side at random under mixed load, for so many minutes, and
+    /// compare its journal with the primary's WAL.
+    #[arg(long, value_name = "MINUTES",
+          conflicts_with_all = ["rows", "isolations", "freezes", "outages", "soak", "untimed"])]
+    receivers: Option<u32>,
+    /// For --receivers: what is drawn follows from it; another one each time unless given, and told.
+    #[arg(long, value_name = "NUMBER", requires = "receivers")]
+    seed: Option<u64>,
+    /// Let so much WAL pass, and then a receiver stand still, and tell the daemons' memory.
+    #[arg(long, value_name = "GIB", conflicts_with_all =
+          ["rows", "mode", "isolations", "freezes", "outages", "soak", "receivers", "untimed"])]
+    bulk: Option<u32>,
     /// Append each result as a JSON line to this file; a series goes on where the file ends.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,

@@ -105,7 +105,7 @@ impl Event {
                 _,
             ) => None,
         };
-        Shape { mode: Mode::Zero, profile, degrade_after_ms }
+        Shape { profile, degrade_after_ms, ..Shape::from(Mode::Zero) }
     }
 }
 

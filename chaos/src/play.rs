@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::runtime::Runtime;
 use understudy_checks::{
     Deed, Outcome, ReceiptedCommit, SurvivingRow, deeds_outside_their_side_s_tenure,
@@ -43,6 +43,10 @@ pub(crate) struct Pace {
     pub(crate) connect_timeout: Duration,
     /// For rows such as the soak.
     pub(crate) duration: Duration,
+    /// For rows that draw what they do.
+    pub(crate) seed: u64,
+    /// For rows that let an amount of WAL through.
+    pub(crate) wal_bytes: u64,
     /// A write outage beyond the row's limit is a failure.
     pub(crate) timed: bool,
 }
@@ -54,6 +58,8 @@ impl Pace {
         statement_timeout: Duration::from_secs(2),
         connect_timeout: Duration::from_millis(750),
         duration: Duration::ZERO,
+        seed: 0,
+        wal_bytes: 0,
         timed: true,
     };
 
@@ -90,6 +96,9 @@ pub(crate) struct Played {
     /// What the faults' probes saw.
     pub(crate) fault_seen: Vec<String>,
     pub(crate) notes: Vec<String>,
+    /// What the row measured.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub(crate) figures: Map<String, Value>,
     /// Everything that was not as expected.
     pub(crate) wrong: Vec<String>,
     pub(crate) seconds: f64,
@@ -158,6 +167,7 @@ fn empty(row: &Row, mode: Mode) -> Played {
         actives: Vec::new(),
         fault_seen: Vec::new(),
         notes: Vec::new(),
+        figures: Map::new(),
         wrong: Vec::new(),
         seconds: 0.0,
         spent: false,
@@ -172,13 +182,14 @@ fn act(row: &Row, lab: &Lab, runtime: &Runtime, pace: Pace, account: &mut Accoun
     let clocks = Clocks::at(workload.now());
     let observer = Observer::start();
     let (first_epoch, outage_max) = {
-        let mut stage = Stage::new(lab, &workload, pace.duration)?;
+        let mut stage = Stage::new(lab, &workload, pace)?;
         account.check(stage.acknowledged_again(Duration::from_secs(20)));
         account.check(play(&mut stage));
         account.check(stage.heal_all());
         account.check(back_to_normal(lab, &mut stage));
         account.played.fault_seen = std::mem::take(&mut stage.evidence);
         account.played.notes = std::mem::take(&mut stage.notes);
+        account.played.figures = std::mem::take(&mut stage.figures);
         account.spent = stage.spent;
         (stage.first_epoch, stage.outage_max)
     };

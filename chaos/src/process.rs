@@ -70,6 +70,19 @@ pub(crate) fn started(pid: Pid) -> Option<String> {
     stat(pid)?.get(19).cloned()
 }
 
+/// The most memory that a process has had in use at once, bytes (`VmHWM` of `/proc/<pid>/status`);
+/// `None` when it is gone.
+pub(crate) fn memory_peak_bytes(pid: Pid) -> Option<u64> {
+    let status = PathBuf::from("/proc").join(pid.to_string()).join("status");
+    peak_in(&fs::read_to_string(status).ok()?)
+}
+
+fn peak_in(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
+    Some(kib * 1024)
+}
+
 /// The fields after the name, which may hold anything.
 fn stat(pid: Pid) -> Option<Vec<String>> {
     let text =
@@ -81,6 +94,15 @@ fn stat(pid: Pid) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peak_of_memory_is_read_as_the_kernel_writes_it() {
+        let status = "Name:\tunderstudy\nVmPeak:\t  900 kB\nVmHWM:\t   18432 kB\nVmRSS:\t  9 kB\n";
+        assert_eq!(peak_in(status), Some(18 << 20));
+        assert_eq!(peak_in("Name:\tkthreadd\n"), None);
+        let own = Pid::from_raw(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!(memory_peak_bytes(own) > Some(100_000));
+    }
 
     #[test]
     fn a_process_is_seen_as_it_is_and_a_dead_one_is_gone() {

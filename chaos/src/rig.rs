@@ -13,7 +13,7 @@ use crate::arena::Arena;
 use crate::catalogue::{ROWS, Row, find};
 use crate::lab::{Lab, Mode, Shape};
 use crate::play::{self, Pace, Played};
-use crate::{outages, report, series, soak};
+use crate::{bulk, outages, receivers, report, series, soak};
 
 /// A cluster may be used for so many rows; then its history is long enough.
 const ROWS_PER_CLUSTER: u32 = 12;
@@ -26,6 +26,12 @@ pub(crate) fn turns(cli: &Cli) -> u32 {
     }
     if let Some(minutes) = cli.soak {
         return soak::turns(minutes);
+    }
+    if let Some(minutes) = cli.receivers {
+        return receivers::turns(minutes);
+    }
+    if let Some(gib) = cli.bulk {
+        return bulk::turns(gib);
     }
     cli.isolations.or(cli.freezes).unwrap_or_else(|| rows.saturating_mul(cli.times)).max(1)
 }
@@ -59,6 +65,10 @@ pub(crate) fn run(cli: &Cli, arena: &Arena) -> Result<ExitCode> {
         outages::run(cli, runs, &mut clusters, &runtime)?
     } else if let Some(minutes) = cli.soak {
         soak::run(cli, minutes, &mut clusters, &runtime)?
+    } else if let Some(minutes) = cli.receivers {
+        receivers::run(cli, minutes, &mut clusters, &runtime)?
+    } else if let Some(gib) = cli.bulk {
+        bulk::run(cli, gib, &mut clusters, &runtime)?
     } else {
         play_rows(cli, &mut clusters, &runtime)?
     };

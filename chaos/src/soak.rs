@@ -83,7 +83,7 @@ fn cut_of(profile: Profile) -> Duration {
 
 fn soak(stage: &mut Stage) -> Result<()> {
     let cut = cut_of(stage.lab.shape.profile);
-    let mut hogs = Hogs::start(stage.duration + Duration::from_secs(120))?;
+    let mut hogs = Hogs::start(stage.pace.duration + Duration::from_secs(120))?;
     let saturated = hogs.all_run();
     stage.inflict(|_| {
         let words = "every processor has a busy loop".to_owned();
@@ -91,7 +91,7 @@ fn soak(stage: &mut Stage) -> Result<()> {
     })?;
     let (first, begun) = (epoch(stage)?, Instant::now());
     let mut flaps = Flaps::default();
-    while begun.elapsed() < stage.duration {
+    while begun.elapsed() < stage.pace.duration {
         // The one that is active now: should there be a failover, the rest of the time counts too.
         if let Some(active) = stage.lab.active() {
             flaps.flap(stage, active, cut)?;
@@ -159,7 +159,7 @@ pub(crate) fn run(
 ) -> Result<bool> {
     let profile = cli.profile.unwrap_or_default();
     let mode = cli.mode.unwrap_or(Mode::Zero);
-    let shape = Shape { mode, profile, degrade_after_ms: None };
+    let shape = Shape { profile, ..Shape::from(mode) };
     let pace = Pace { duration: Duration::from_secs(u64::from(minutes) * 60), ..Pace::ROWS };
     let played = clusters.play(&SOAK, shape, pace, runtime);
     let line = json!({

@@ -7,12 +7,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 use understudy_workload::{Stats, Workload};
 
 use crate::faults::Fault;
 use crate::faults::processes::Stopped;
 use crate::lab::{Lab, Mode, other};
+use crate::play::Pace;
 
 /// A fault that nothing is seen of by then did not happen.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(15);
@@ -46,16 +48,14 @@ pub(crate) struct Stage<'a> {
     pub(crate) notes: Vec<String>,
     /// The longest write outage that this row allows.
     pub(crate) outage_max: Option<Duration>,
-    /// For what lasts as long as the caller of the rig says.
-    pub(crate) duration: Duration,
+    /// What the caller of the rig has said: how long, how much, which sequence.
+    pub(crate) pace: Pace,
+    /// What the row measured, for the record.
+    pub(crate) figures: Map<String, Value>,
 }
 
 impl<'a> Stage<'a> {
-    pub(crate) fn new(
-        lab: &'a Lab,
-        workload: &'a Workload,
-        duration: Duration,
-    ) -> Result<Stage<'a>> {
+    pub(crate) fn new(lab: &'a Lab, workload: &'a Workload, pace: Pace) -> Result<Stage<'a>> {
         let active = lab.active().context("find the active site")?;
         let epoch = lab.epoch().context("read the epoch")?;
         Ok(Stage {
@@ -70,7 +70,8 @@ impl<'a> Stage<'a> {
             evidence: Vec::new(),
             notes: Vec::new(),
             outage_max: None,
-            duration,
+            pace,
+            figures: Map::new(),
         })
     }
 
@@ -353,6 +354,11 @@ impl<'a> Stage<'a> {
     /// The row's rule for its write outage.
     pub(crate) fn outage_at_most(&mut self, limit: Duration) {
         self.outage_max = Some(limit);
+    }
+
+    /// A figure for the record.
+    pub(crate) fn measured(&mut self, name: &str, value: impl Into<Value>) {
+        self.figures.insert(name.to_owned(), value.into());
     }
 
     /// What a later look at the result should know.

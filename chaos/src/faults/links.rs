@@ -101,6 +101,11 @@ impl Links {
         Links::begin(arena, Fate::Reset, &Links::all())
     }
 
+    /// The same between two sites only.
+    pub(crate) fn reset(arena: &Arena, a: &'static str, b: &'static str) -> Result<Links> {
+        Links::begin(arena, Fate::Reset, &[(a, b), (b, a)])
+    }
+
     fn around(site: &'static str) -> Vec<(&'static str, &'static str)> {
         let others = SITES.into_iter().filter(|other| *other != site);
         others.flat_map(|other| [(site, other), (other, site)]).collect()
