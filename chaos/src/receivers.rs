@@ -131,7 +131,7 @@ fn play(stage: &mut Stage) -> Result<()> {
     let begun = Instant::now();
     while begun.elapsed() < stage.pace.duration {
         round.fault(stage, active, passive)?;
-        if round.count() % FAULTS_PER_TURN == 0 {
+        if round.count().is_multiple_of(FAULTS_PER_TURN) {
             round.turn(stage, &assurance)?;
         }
         eprintln!("chaos: {:.0} s, {}", begun.elapsed().as_secs_f64(), round.words());
