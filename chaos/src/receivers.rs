@@ -160,8 +160,10 @@ struct Round {
     left_out: Vec<String>,
     turns: u64,
     modes: Vec<Mode>,
-    /// The longest until the passive could take over again after a fault.
-    back_max: Duration,
+    /// The longest until the passive could take over again after a fault's end.
+    back_max: BTreeMap<Kind, Duration>,
+    /// The newest fault, in words.
+    newest: String,
 }
 
 impl Round {
@@ -173,7 +175,8 @@ impl Round {
             left_out: Vec::new(),
             turns: 0,
             modes: vec![mode],
-            back_max: Duration::ZERO,
+            back_max: BTreeMap::new(),
+            newest: String::new(),
         }
     }
 
@@ -183,7 +186,8 @@ impl Round {
 
     fn words(&self) -> String {
         let (count, left) = (self.count(), self.left_out.len());
-        format!("{count} faults drawn, {left} left out, {} turns of the dial", self.turns)
+        let (turns, newest) = (self.turns, &self.newest);
+        format!("{count} faults drawn, {left} left out, {turns} turns of the dial; {newest}")
     }
 
     /// One step, and the way back.
@@ -201,7 +205,9 @@ impl Round {
             .until("the passive to be back", RETURN_TIMEOUT, || lab.protected_under(active))
             .with_context(what)?;
         stage.nobody_has_taken_over().with_context(what)?;
-        self.back_max = self.back_max.max(back);
+        let longest = self.back_max.entry(step.kind).or_default();
+        *longest = back.max(*longest);
+        self.newest = format!("{:?} for {:.1?}, back after {back:.1?}", step.kind, step.lasts);
         match played {
             Ok(()) => *self.faults.entry(step.kind).or_default() += 1,
             Err(why) => self.left_out.push(why),
@@ -326,7 +332,9 @@ fn measure(stage: &mut Stage, round: &Round, done: &Done, assured: &Assured, gau
     stage.measured("faults_by_kind", counted(&round.faults).unwrap_or_default());
     stage.measured("faults_left_out", json!(round.left_out));
     stage.measured("turns_of_the_dial", round.turns);
-    stage.measured("passive_back_seconds_max", seconds(round.back_max));
+    let back: BTreeMap<Kind, f64> =
+        round.back_max.iter().map(|(kind, back)| (*kind, seconds(*back))).collect();
+    stage.measured("passive_back_seconds_max", serde_json::to_value(back).unwrap_or_default());
     stage.measured("work_by_kind", serde_json::to_value(&done.works).unwrap_or_default());
     stage.measured("wal_bytes", done.wal_bytes);
     let span = gauged.copies.span().map(|(first, last)| [first.name(), last.name()]);
