@@ -507,18 +507,23 @@ async fn a_finished_segment_that_is_damaged_stops_the_journal_and_it_begins_anew
     let dir = tempfile::tempdir().unwrap();
     let inside = dir.path().join("wal");
     let journal = begun(&inside, wal);
-    feed(&journal, T1, wal.begin_lsn, &bytes, &mut Random(29)).await;
-    durable(&journal, wal.fork_lsn).await;
-    // Segments get their final name just after their end is published, before the next command.
+    // The last finished segment is read at the start where the next one begins within a record
+    // (XLP_FIRST_IS_CONTRECORD).
+    let length = size().bytes() as usize;
+    let mut segments = (1..bytes.len() / length).rev();
+    let next = segments.find(|index| bytes[index * length + 2] & 1 == 1).expect("long WAL");
+    let fed = &bytes[..next * length + length / 2];
+    feed(&journal, T1, wal.begin_lsn, fed, &mut Random(29)).await;
+    durable(&journal, wal.begin_lsn + (next * length + length / 4) as u64).await;
     let sealed = journal.seal(epoch(7)).unwrap();
     assert!(sealed.is_some());
     drop(journal);
 
-    let segments = files::segments(&inside, T1, size()).unwrap();
-    let number = *segments.iter().rev().find(|(_, finished)| **finished).unwrap().0;
+    let number = wal.begin_lsn.0 / size().bytes() + next as u64 - 1;
     let path = files::finished(&inside, WalSegment { timeline: T1, number }, size());
     let mut content = fs::read(&path).unwrap();
-    content[size().bytes() as usize / 2] ^= 1;
+    // More than what fills up to a multiple of eight, which no checksum covers.
+    content[length / 2..][..16].iter_mut().for_each(|byte| *byte ^= 1);
     fs::write(&path, &content).unwrap();
     let opened = Journal::open(&inside, JournalOptions::default());
     let Err(JournalError::LostWal { max_epoch, .. }) = opened else { panic!("{opened:?}") };
