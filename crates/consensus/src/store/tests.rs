@@ -138,12 +138,13 @@ async fn a_bit_that_flips_after_an_orderly_end_is_found_at_the_next_start() {
         tokio::task::yield_now().await;
     }
     let mut bytes = std::fs::read(&file).unwrap();
-    let words = b"\"committed\":";
+    let words = b"{\"term\":1,";
     let at = bytes.windows(words.len()).enumerate().filter(|(_, window)| *window == words);
     let at: Vec<usize> = at.map(|(at, _)| at).collect();
     assert!(!at.is_empty(), "no vote is stored as this test knows it");
     for at in at {
-        bytes[at + 3] ^= 1;
+        // Another term, which could be read.
+        bytes[at + 8] = b'2';
     }
     std::fs::write(&file, bytes).unwrap();
     let opened = LogStore::open(dir.path(), &options(1)).map(drop);
