@@ -102,6 +102,7 @@ impl Arena {
     /// When something cannot be ended or removed.
     pub(crate) fn sweep(&self, keep: bool) -> Result<()> {
         cgroup::thaw_all(self.number);
+        thaw_below(&self.root());
         let deadline = Instant::now() + SWEEP_TIMEOUT;
         loop {
             let left = self.processes()?;
@@ -192,13 +193,28 @@ fn is_a_rig(number: u32) -> bool {
     name.trim_end().replace('_', "-") == DIRECTORY[..15]
 }
 
-fn unmount_below(root: &Path) -> Result<()> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("read the mounts")?;
-    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-    for mount in below.filter(|path| Path::new(path).starts_with(root)) {
+/// Takes away every file system that is mounted below a directory, from those that use it too.
+///
+/// # Errors
+/// When one cannot be taken away.
+pub(crate) fn unmount_below(root: &Path) -> Result<()> {
+    for mount in mounts_below(root)? {
         said(Command::new("umount").arg("--lazy").arg(mount))?;
     }
     Ok(())
+}
+
+fn mounts_below(root: &Path) -> Result<Vec<PathBuf>> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("read the mounts")?;
+    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+    Ok(below.filter(|path| path.starts_with(root)).collect())
+}
+
+/// Who waits for a frozen file system cannot be ended. One that is not frozen refuses to be thawed.
+fn thaw_below(root: &Path) {
+    for mount in mounts_below(root).into_iter().flatten() {
+        Command::new("fsfreeze").arg("--unfreeze").arg(mount).output().ok();
+    }
 }
 
 fn ip(arguments: &[&str]) -> Result<String> {

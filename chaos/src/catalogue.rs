@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::scenarios::{
-    clocks, disks, histories, links, ports, postgres, processes, rejoin, sites,
+    clocks, disks, histories, links, ports, postgres, power, processes, rejoin, rot, sites,
 };
 use crate::stage::Stage;
 
@@ -414,37 +414,60 @@ pub(crate) const ROWS: &[Row] = &[
         "it panics and is started again, or the other takes over; nothing is lost",
         Built(disks::active_s_server_cannot_sync),
     ),
-    Row::new("F-59", "fsync lies", "the hash chain shows it at restart", NotYet(STORAGE)),
+    Row::new(
+        "F-59",
+        "syncs of the passive's journal lie, and then its power is lost",
+        "what it lacks shows at its start: it is not promoted in zero, and has it again from the active",
+        Built(power::passive_s_disk_lies),
+    ),
     Row::new(
         "F-60",
-        "torn write in the consensus' log",
-        "only an unacknowledged tail is cut",
-        NotYet(STORAGE),
+        "writes of the witness's consensus are torn by a loss of power",
+        "only what it had not acknowledged is cut; it counts again",
+        Built(power::consensus_write_is_torn),
     ),
     Row::new(
         "F-61",
-        "torn write in shipped WAL",
-        "resumes at the last verified record",
-        NotYet(STORAGE),
+        "writes of the passive's journal are torn",
+        "it goes on at the last whole record; nothing acknowledged is missing",
+        Built(power::journal_write_is_torn),
     ),
-    Row::new("F-62", "power fails at each fsync", "every point is survived", NotYet(STORAGE)),
+    Row::new(
+        "F-62",
+        "power fails at every sync of the passive's site and of the witness",
+        "what was acknowledged is there each time; a passive that is all that is left takes over",
+        Built(power::power_fails_at_every_sync),
+    ),
     Row::new(
         "F-63",
-        "a bit of WAL flips in flight",
-        "TLS or the payload's hash refuses it",
-        NotYet(
-            "needs frames with a corrected TCP checksum; F-32 flips bits that TCP itself refuses",
-        ),
+        "bits flip between the passive and the others, with checksums that fit",
+        "TLS refuses them and connections are made anew; no byte is stored wrong; no failover",
+        Built(rot::bits_flip_in_flight),
     ),
-    Row::new("F-64", "a bit of WAL flips at rest", "scrubbing finds it", NotYet(ARCHIVE)),
-    Row::new("F-65", "a bit of a backup flips", "verification fails loudly", NotYet(ARCHIVE)),
+    Row::new(
+        "F-64",
+        "bits of the passive's journal flip at rest",
+        "they are found and given to nobody; WAL is fetched anew; in zero nobody is promoted without it",
+        Built(rot::bit_flips_at_rest),
+    ),
+    Row::new(
+        "F-65",
+        "a bit of a backup flips",
+        "verification fails loudly",
+        NotYet("backups: there are none yet"),
+    ),
     Row::new(
         "F-66",
         "the witness's consensus is damaged",
         "it refuses to start and says why; commits go on",
         Built(disks::witness_s_consensus_is_damaged),
     ),
-    Row::new("F-67", "the consensus' vote is gone", "it refuses to start", NotYet(STORAGE)),
+    Row::new(
+        "F-67",
+        "the witness's vote is zeroed, and is another one",
+        "it refuses to start and says why; commits go on",
+        Built(rot::witness_s_vote_is_gone),
+    ),
     Row::new(
         "F-68",
         "the witness's consensus is gone",
@@ -463,13 +486,23 @@ pub(crate) const ROWS: &[Row] = &[
         "commits are slow; nobody takes over",
         Built(disks::disks_are_slow),
     ),
-    Row::new("F-71", "one write hangs", "the lease ends", NotYet(STORAGE)),
-    Row::new("F-72", "the disk turns read-only", "it fails closed", NotYet(STORAGE)),
+    Row::new(
+        "F-71",
+        "every write of the active hangs in the kernel",
+        "its lease ends and the other takes over; it comes back when its disk does",
+        Built(disks::active_s_disk_hangs),
+    ),
+    Row::new(
+        "F-72",
+        "the active's disk turns read-only",
+        "it fails closed and says why; the other takes over",
+        Built(disks::active_s_disk_turns_read_only),
+    ),
     Row::new(
         "F-73",
-        "pg_wal or a tablespace is missing at the passive",
-        "promotion is refused",
-        NotYet(STORAGE),
+        "the active is lost, and the passive's pg_wal is missing",
+        "the passive is not promoted; with the active it is whole again",
+        Built(disks::passive_s_wal_directory_is_missing),
     ),
     Row::new(
         "F-74",
@@ -585,7 +618,12 @@ pub(crate) const ROWS: &[Row] = &[
         Built(rejoin::promoted_with_a_backlog),
     ),
     Row::new("F-99", "two writers archive one segment", "refused with an alarm", NotYet(ARCHIVE)),
-    Row::new("F-100", "a segment is missing in the archive", "the gap is found", NotYet(ARCHIVE)),
+    Row::new(
+        "F-100",
+        "segments of the passive's journal are missing",
+        "the gap is told within a minute; what the server needs is fetched anew",
+        Built(rot::segment_is_missing),
+    ),
     Row::new(
         "F-101",
         "the passive is away while its slot loses its WAL",

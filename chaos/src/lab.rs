@@ -2,6 +2,7 @@
 //! and a client can see of it. It knows nothing of the program's inside.
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,7 +16,7 @@ use rustix::process::Pid;
 use serde_json::Value;
 use understudy_workload::{Credentials, Endpoint};
 
-use crate::arena::{Arena, SITES, address, network};
+use crate::arena::{Arena, SITES, address, network, unmount_below};
 use crate::command::{output, said};
 use crate::conversation::Conversation;
 use crate::faults::clocks;
@@ -290,7 +291,12 @@ impl Lab {
 
     /// Starts a site's daemon, as systemd would.
     pub(crate) fn start(&self, site: &str) -> Result<()> {
-        self.start_in(site, &[])
+        self.start_in(site, &[], &[])
+    }
+
+    /// The same, run by another program, such as a tracer, that ends as the daemon.
+    pub(crate) fn start_under(&self, site: &str, by: &[OsString]) -> Result<()> {
+        self.start_in(site, &[], by)
     }
 
     /// The same, with a wall clock of its own, which stands right to begin with.
@@ -300,7 +306,7 @@ impl Lab {
     pub(crate) fn start_with_own_wall_clock(&self, site: &str) -> Result<()> {
         let (library, file) = (clocks::library()?, self.wall_clock(site));
         clocks::set(&file, 0)?;
-        self.start_in(site, &clocks::environment(library, &file))
+        self.start_in(site, &clocks::environment(library, &file), &[])
     }
 
     /// The file that says where that clock stands.
@@ -308,9 +314,11 @@ impl Lab {
         self.root.join(format!("{site}.clock"))
     }
 
-    fn start_in(&self, site: &str, environment: &[(&str, PathBuf)]) -> Result<()> {
+    fn start_in(&self, site: &str, environment: &[(&str, PathBuf)], by: &[OsString]) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log(site))?;
-        let mut daemon = self.arena.at(site, &self.binary);
+        let mut words = by.iter().map(OsString::as_os_str).chain([self.binary.as_os_str()]);
+        let mut daemon = self.arena.at(site, words.next().expect("the binary is one of them"));
+        daemon.args(words);
         daemon.arg("run").arg("--config").arg(self.site_dir(site).join("node.toml"));
         daemon.current_dir(self.site_dir(site)).process_group(0);
         daemon.envs(environment.iter().map(|(name, value)| (name, value)));
@@ -631,6 +639,7 @@ impl Drop for Lab {
             }
             std::thread::sleep(POLL);
         }
+        unmount_below(&self.root).ok();
         fs::remove_dir_all(&self.root).ok();
     }
 }

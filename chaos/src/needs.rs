@@ -9,7 +9,7 @@ use crate::command::said;
 use crate::{cgroup, lab};
 
 /// Programs, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("tc", "iproute2"),
@@ -19,6 +19,10 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("setsid", "util-linux"),
     ("prlimit", "util-linux"),
     ("timeout", "coreutils"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("e2fsck", "e2fsprogs"),
+    ("fsfreeze", "util-linux"),
+    ("findmnt", "util-linux"),
 ];
 
 /// Whether this machine can run the rig.

@@ -6,6 +6,7 @@ pub(crate) mod flows;
 pub(crate) mod links;
 pub(crate) mod processes;
 pub(crate) mod syscalls;
+pub(crate) mod volumes;
 pub(crate) mod wire;
 
 #[cfg(test)]

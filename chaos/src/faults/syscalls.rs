@@ -1,6 +1,7 @@
 //! System calls that fail or are slow, as a broken disk makes them: injected into running processes by
 //! strace. The proof is strace's own record of what it injected.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,6 +25,8 @@ pub(crate) enum Disk {
     IsFull,
     /// Making durable takes so many milliseconds more.
     IsSlow(u32),
+    /// Nothing becomes durable any more, and nobody is told.
+    LiesAboutSync,
 }
 
 impl Disk {
@@ -32,6 +35,7 @@ impl Disk {
             Disk::FailsToSync => "inject=fsync,fdatasync,sync_file_range:error=EIO".to_owned(),
             Disk::IsFull => "inject=write,pwrite64,pwritev,fallocate:error=ENOSPC".to_owned(),
             Disk::IsSlow(ms) => format!("inject=fsync,fdatasync:delay_enter={ms}000"),
+            Disk::LiesAboutSync => "inject=fsync,fdatasync,sync_file_range:retval=0".to_owned(),
         }
     }
 
@@ -40,6 +44,7 @@ impl Disk {
             Disk::FailsToSync => "syncs failed with EIO".to_owned(),
             Disk::IsFull => "writes failed with ENOSPC".to_owned(),
             Disk::IsSlow(ms) => format!("syncs took {ms} ms more"),
+            Disk::LiesAboutSync => "syncs were reported as done and not made".to_owned(),
         }
     }
 }
@@ -122,5 +127,66 @@ impl Drop for Injected {
     fn drop(&mut self) {
         // What it traces would stay traced; the arena's sweep follows in any case.
         let _ = self.heal();
+    }
+}
+
+/// How much of a sync is done when everything stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// Nothing of it.
+    Before,
+    /// All of it, and whoever asked for it does not know yet.
+    After,
+}
+
+/// The tracer of a program that stands still at a sync: the `number`th of one of its threads or of one
+/// of the processes that it starts, whichever comes there first.
+///
+/// The tracer is a process of its own; the program stays its caller's child.
+pub(crate) fn until_sync(number: u32, moment: Moment, record: &Path) -> Vec<OsString> {
+    let syncs = "fsync,fdatasync,sync_file_range";
+    let skip = if moment == Moment::Before { "retval=0:" } else { "" };
+    let inject = format!("inject={syncs}:{skip}signal=SIGSTOP:when={number}");
+    let trace = format!("trace={syncs}");
+    let words = ["strace", "-D", "-f", "-qq", "-y", "-e", &trace, "-e", &inject];
+    let mut words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+    words.extend(["-e", "signal=SIGSTOP", "-o"].map(OsString::from));
+    words.push(record.into());
+    words
+}
+
+/// The file whose sync a program stands still at, by its tracer's record; `None` while it runs.
+pub(crate) fn stands_still_at(record: &Path) -> Option<PathBuf> {
+    let record = fs::read_to_string(record).unwrap_or_default();
+    file_of_the_last_sync(&record)
+}
+
+/// Lines are `<pid> fdatasync(12</a/file>) = 0 (INJECTED)` and `<pid> --- SIGSTOP {…} ---`.
+fn file_of_the_last_sync(record: &str) -> Option<PathBuf> {
+    let stopped = record.lines().position(|line| line.contains("--- SIGSTOP"))?;
+    let lines: Vec<_> = record.lines().take(stopped + 1).collect();
+    let (pid, _) = lines.last()?.split_once(' ')?;
+    let own = lines.iter().rev().filter(|line| line.starts_with(pid));
+    let path = own.filter_map(|line| Some(line.split_once("sync")?.1.split_once('<')?.1));
+    let path = path.filter_map(|rest| rest.split_once(">)").or_else(|| rest.split_once("> ")));
+    path.map(|(path, _)| PathBuf::from(path)).next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sync_at_which_a_program_stands_still_is_read_as_strace_writes_it() {
+        let record = "7 fdatasync(3</a/raft.redb> <unfinished ...>\n\
+                      8 fdatasync(4</a/wal/000000010000000000000003.partial>) = 0\n\
+                      7 <... fdatasync resumed>)          = 0\n\
+                      7 fsync(5</a/raft>) = 0 (INJECTED)\n\
+                      8 fdatasync(4</a/b>) = 0\n\
+                      7 --- SIGSTOP {si_signo=SIGSTOP, si_code=SI_USER} ---\n\
+                      7 --- stopped by SIGSTOP ---\n";
+        assert_eq!(file_of_the_last_sync(record), Some(PathBuf::from("/a/raft")));
+        let running = record.split_once("7 ---").map(|(before, _)| before);
+        assert_eq!(file_of_the_last_sync(running.unwrap()), None);
     }
 }

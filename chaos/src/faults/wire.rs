@@ -20,6 +20,7 @@ use rustix::ioctl::{Setter, ioctl};
 
 use super::Fault;
 use crate::arena::Arena;
+use crate::lab::GRPC_PORT;
 
 /// Frames that may be under way in one direction; more are lost, as in any switch.
 const FRAMES_MAX: usize = 20_000;
@@ -42,6 +43,9 @@ pub(crate) struct Habits {
     pub(crate) twice_every: u64,
     /// One bit of one frame in so many is flipped; 0 for none.
     pub(crate) flip_every: u64,
+    /// The same within what one frame in so many of the cluster's own carries, with a TCP checksum that
+    /// fits: only who looks at the bytes themselves can tell. 0 for none.
+    pub(crate) forge_every: u64,
 }
 
 #[derive(Default)]
@@ -50,6 +54,7 @@ struct Counts {
     overtaken: AtomicU64,
     twice: AtomicU64,
     flipped: AtomicU64,
+    forged: AtomicU64,
     lost: AtomicU64,
 }
 
@@ -101,21 +106,24 @@ impl Wire {
 impl Fault for Wire {
     fn proof(&mut self) -> Result<Option<String>> {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Counts { late, overtaken, twice, flipped, lost } = &*self.counts;
+        let Counts { late, overtaken, twice, flipped, forged, lost } = &*self.counts;
         let wanted = [
             (true, count(late)),
             (self.habits.straggler_every > 0, count(overtaken)),
             (self.habits.twice_every > 0, count(twice)),
             (self.habits.flip_every > 0, count(flipped)),
+            (self.habits.forge_every > 0, count(forged)),
         ];
         let seen = wanted.iter().all(|(asked, times)| !asked || *times > 0);
         let words = format!(
-            "{}'s wire: {} frames late, {} overtaken, {} twice, {} with a flipped bit, {} lost",
+            "{}'s wire: {} frames late, {} overtaken, {} twice, {} with a flipped bit, {} with one \
+             and a checksum that fits, {} lost",
             self.site,
             count(late),
             count(overtaken),
             count(twice),
             count(flipped),
+            count(forged),
             count(lost)
         );
         Ok((seen && !self.threads.is_empty()).then_some(words))
@@ -187,7 +195,7 @@ impl Direction {
     /// Takes frames as they come, and says when each is due.
     fn receive(mut self, queue: &Queue) {
         let mut buffer = vec![0; FRAME_BYTES_MAX];
-        let mut number = 0u64;
+        let (mut number, mut own) = (0u64, 0u64);
         while !self.stop.load(Ordering::Relaxed) {
             let length = match self.from.read(&mut buffer) {
                 Ok(length) => length,
@@ -214,6 +222,15 @@ impl Direction {
                 let at = 54 + (self.chance.next() * (length - 54) as f64) as usize;
                 bytes[at.min(length - 1)] ^= 1 << (number % 8);
                 self.counts.flipped.fetch_add(1, Ordering::Relaxed);
+            }
+            if habits.forge_every > 0
+                && let Some(carried) = carried_for_the_cluster(&bytes)
+            {
+                own += 1;
+                if own.is_multiple_of(habits.forge_every) {
+                    forge(&mut bytes, carried, self.chance.next());
+                    self.counts.forged.fetch_add(1, Ordering::Relaxed);
+                }
             }
             let copies = if every(habits.twice_every) { 2 } else { 1 };
             self.counts.twice.fetch_add(copies - 1, Ordering::Relaxed);
@@ -263,6 +280,53 @@ fn wait_for_input(file: &File) {
     let _ = poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&patience));
 }
 
+/// Ethernet's header, without a VLAN.
+const ETHERNET_BYTES: usize = 14;
+
+/// Where a frame's TCP header begins and what it carries begins and ends, if it carries anything between
+/// the cluster's own doors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Carried {
+    tcp: usize,
+    from: usize,
+    to: usize,
+}
+
+fn carried_for_the_cluster(frame: &[u8]) -> Option<Carried> {
+    let number = |at: usize| Some(u16::from_be_bytes([*frame.get(at)?, *frame.get(at + 1)?]));
+    // IPv4 (0x0800), TCP (6).
+    if number(12)? != 0x0800 || *frame.get(ETHERNET_BYTES + 9)? != 6 {
+        return None;
+    }
+    let tcp = ETHERNET_BYTES + usize::from(frame[ETHERNET_BYTES] & 15) * 4;
+    let to = ETHERNET_BYTES + usize::from(number(ETHERNET_BYTES + 2)?);
+    let from = tcp + usize::from(*frame.get(tcp + 12)? >> 4) * 4;
+    let ours = number(tcp)? == GRPC_PORT || number(tcp + 2)? == GRPC_PORT;
+    (ours && from < to && to <= frame.len()).then_some(Carried { tcp, from, to })
+}
+
+/// Flips a bit of what a frame carries, at `chance` of its length, and makes its checksum fit.
+fn forge(frame: &mut [u8], Carried { tcp, from, to }: Carried, chance: f64) {
+    let at = from + (chance * (to - from) as f64) as usize;
+    frame[at.min(to - 1)] ^= 0x10;
+    let sum = tcp_checksum(frame, tcp, to);
+    frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Over the addresses, protocol and length of IPv4 and all of TCP (RFC 9293, 3.1); the field itself counts
+/// as zero.
+fn tcp_checksum(frame: &[u8], tcp: usize, to: usize) -> u16 {
+    let pair = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+    let addresses = &frame[ETHERNET_BYTES + 12..ETHERNET_BYTES + 20];
+    let mut sum: u32 = addresses.chunks(2).chain(frame[tcp..to].chunks(2)).map(pair).sum();
+    sum -= pair(&frame[tcp + 16..tcp + 18]);
+    sum += 6 + (to - tcp) as u32;
+    while sum > 0xFFFF {
+        sum = (sum & 0xFFFF) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
 /// A small generator (xorshift): the wire's whims need not be good, only cheap.
 struct Chance(u64);
 
@@ -303,4 +367,47 @@ fn open_tap(name: &str) -> Result<File> {
     let flags = fcntl_getfl(&file).context("read a device's flags")?;
     fcntl_setfl(&file, flags | OFlags::NONBLOCK).context("set a device's flags")?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A segment of Linux' between the doors, as it was on a wire: twelve bytes of options, three of data.
+    fn frame() -> Vec<u8> {
+        let mut frame = vec![0; 12];
+        frame.extend([0x08, 0x00, 0x45, 0, 0, 55, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+        frame.extend([10, 213, 0, 11, 10, 213, 0, 12]);
+        frame
+            .extend([0x1c, 0xe8, 0xa1, 0x02, 0, 0, 0, 1, 0, 0, 0, 2, 0x80, 0x18, 1, 0, 0, 0, 0, 0]);
+        frame.extend([1, 1, 8, 10, 0, 0, 0, 5, 0, 0, 0, 6, b'a', b'b', b'c']);
+        let sum = tcp_checksum(&frame, 34, 69);
+        frame[50..52].copy_from_slice(&sum.to_be_bytes());
+        frame
+    }
+
+    #[test]
+    fn a_forged_frame_carries_another_bit_and_its_checksum_fits() {
+        let good = frame();
+        let carried = carried_for_the_cluster(&good).unwrap();
+        assert_eq!(carried, Carried { tcp: 34, from: 66, to: 69 });
+        // With its own checksum in place a whole segment sums up to zero.
+        let whole = |frame: &[u8]| {
+            let field = u16::from_be_bytes([frame[50], frame[51]]);
+            tcp_checksum(frame, 34, 69) == field
+        };
+        assert!(whole(&good));
+        for chance in [0.0, 0.5, 0.999] {
+            let mut forged = good.clone();
+            forge(&mut forged, carried, chance);
+            assert!(whole(&forged) && forged[66..] != good[66..] && forged[..50] == good[..50]);
+            let mut flipped = forged.clone();
+            flipped[67] ^= 1;
+            assert!(!whole(&flipped), "the checksum does not look at what is carried");
+        }
+        let mut client_s = good.clone();
+        client_s[34..36].copy_from_slice(&5432u16.to_be_bytes());
+        assert_eq!(carried_for_the_cluster(&client_s), None);
+        assert_eq!(carried_for_the_cluster(&good[..66]), None);
+    }
 }

@@ -7,13 +7,15 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::power::nobody_is_promoted;
 use super::{LEASE, TAKEOVER, files_below, last, seconds};
 use crate::arena::SITES;
 use crate::command::{output, said};
 use crate::faults::acts::Act;
 use crate::faults::processes::Killed;
 use crate::faults::syscalls::{Disk, Injected};
-use crate::lab::{Lab, WITNESS};
+use crate::faults::volumes::Volume;
+use crate::lab::{Lab, WITNESS, node_in};
 use crate::stage::{RETURN_TIMEOUT, Stage};
 
 /// For a daemon to find that it cannot go on.
@@ -107,23 +109,28 @@ pub(crate) fn passive_s_journal_is_full(stage: &mut Stage) -> Result<()> {
 }
 
 /// Where a site's consensus is stored.
-fn raft_file(lab: &Lab, site: &str) -> PathBuf {
+pub(super) fn raft_file(lab: &Lab, site: &str) -> PathBuf {
     lab.site_dir(site).join("data/raft/raft.redb")
 }
 
-fn broken(lab: &Lab, site: &str, disk: Disk, files: &[PathBuf]) -> Result<Injected> {
+pub(super) fn broken(lab: &Lab, site: &str, disk: Disk, files: &[PathBuf]) -> Result<Injected> {
     let pid = lab.daemon(site).with_context(|| format!("find the daemon of {site}"))?;
     let record = lab.site_dir(site).join("strace.record");
     Injected::begin(format!("daemon of {site}"), disk, &[pid], files, &record)
 }
 
 /// What daemons have said by now, so that only what comes after it is looked at.
-fn said_by_now(lab: &Lab) -> Vec<usize> {
+pub(super) fn said_by_now(lab: &Lab) -> Vec<usize> {
     SITES.iter().map(|site| lab.said(site).map_or(0, |log| log.len())).collect()
 }
 
 /// The last line with `word` in it that one of `sites` has written since.
-fn line_since(lab: &Lab, sites: &[&str], before: &[usize], word: &str) -> Result<Option<String>> {
+pub(super) fn line_since(
+    lab: &Lab,
+    sites: &[&str],
+    before: &[usize],
+    word: &str,
+) -> Result<Option<String>> {
     for (site, before) in SITES.iter().zip(before).filter(|(site, _)| sites.contains(site)) {
         let log = lab.said(site)?;
         let new = log.get(*before..).unwrap_or_default();
@@ -135,7 +142,7 @@ fn line_since(lab: &Lab, sites: &[&str], before: &[usize], word: &str) -> Result
 }
 
 /// A daemon ends by itself, and says why in a line that names `word`.
-fn ends_by_itself(
+pub(super) fn ends_by_itself(
     stage: &mut Stage,
     site: &'static str,
     before: &[usize],
@@ -218,7 +225,7 @@ fn witness_starts_on(
     change: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
     stage.inflict(|lab| Killed::daemon(lab, WITNESS))?;
-    door_is_free(stage, WITNESS)?;
+    door_is_free(stage.lab, WITNESS)?;
     let file = raft_file(stage.lab, WITNESS);
     let good = file.with_extension("good");
     fs::copy(&file, &good).context("keep the good file")?;
@@ -234,16 +241,16 @@ fn witness_starts_on(
 }
 
 /// A process that was killed lets go of its sockets when the last of its threads is gone.
-fn door_is_free(stage: &Stage, site: &str) -> Result<()> {
-    let free = || stage.lab.listens(site).is_ok_and(|listens| !listens);
-    stage.lab.until(&format!("the door of {site} to be free"), seconds(10), free).map(drop)
+pub(super) fn door_is_free(lab: &Lab, site: &str) -> Result<()> {
+    let free = || lab.listens(site).is_ok_and(|listens| !listens);
+    lab.until(&format!("the door of {site} to be free"), seconds(10), free).map(drop)
 }
 
 /// It gets its own file back, and counts again.
-fn witness_is_whole_again(stage: &mut Stage, good: &Path) -> Result<()> {
+pub(super) fn witness_is_whole_again(stage: &mut Stage, good: &Path) -> Result<()> {
     if stage.lab.daemon(WITNESS).is_some() {
         stage.add(|lab| Killed::daemon(lab, WITNESS))?;
-        door_is_free(stage, WITNESS)?;
+        door_is_free(stage.lab, WITNESS)?;
     }
     fs::copy(good, raft_file(stage.lab, WITNESS)).context("put the good file back")?;
     stage.lab.start(WITNESS)?;
@@ -281,7 +288,7 @@ pub(crate) fn witness_s_consensus_is_gone(stage: &mut Stage) -> Result<()> {
 /// F-69.
 pub(crate) fn witness_s_consensus_is_an_old_copy(stage: &mut Stage) -> Result<()> {
     stage.inflict(|lab| Killed::daemon(lab, WITNESS))?;
-    door_is_free(stage, WITNESS)?;
+    door_is_free(stage.lab, WITNESS)?;
     let file = raft_file(stage.lab, WITNESS);
     let old = file.with_extension("old");
     fs::copy(&file, &old).context("copy the witness's consensus")?;
@@ -342,7 +349,7 @@ pub(crate) fn active_s_data_belongs_to_somebody_else(stage: &mut Stage) -> Resul
     stage.heal(taken)?;
     // Its node has refused to touch what it could not read, and waits for an operator, who starts it anew.
     stage.add(|lab| Killed::daemon(lab, active))?;
-    door_is_free(stage, active)?;
+    door_is_free(stage.lab, active)?;
     stage.lab.start(active)?;
     stage.protected_again()
 }
@@ -393,4 +400,85 @@ pub(crate) fn passive_s_slot_is_lost(stage: &mut Stage) -> Result<()> {
     let gone = line_since(stage.lab, &[other], &before, "no longer has the WAL")?;
     stage.note(gone.context("it came back without a fresh copy")?);
     stage.acknowledged_again(TAKEOVER)
+}
+
+/// A site's data directory lies on a file system of its own, and the site is the active.
+fn active_on_a_volume(stage: &mut Stage) -> Result<(&'static str, &'static str, Volume)> {
+    let (other, chosen) = stage.sites();
+    // A file system on a file system: the cluster is not used for another row.
+    stage.spent = true;
+    stage.inflict(|lab| Killed::sites(lab, &[chosen]))?;
+    let volume = Volume::in_place_of(&stage.lab.site_dir(chosen).join("data"))?;
+    stage.lab.start(chosen)?;
+    stage.protected_again()?;
+    output(&mut stage.lab.operator(&["switchover", "--reason", "a disk", "--wait"]))?;
+    stage.protected_again()?;
+    stage.new_round()?;
+    ensure!(stage.sites() == (chosen, other), "the switchover did not go to {chosen}");
+    Ok((chosen, other, volume))
+}
+
+/// F-71. Every write of the active hangs in the kernel, its server's and its consensus'.
+pub(crate) fn active_s_disk_hangs(stage: &mut Stage) -> Result<()> {
+    let (active, passive, disk) = active_on_a_volume(stage)?;
+    let frozen = stage.inflict(|_| disk.freeze())?;
+    stage.takes_over(passive, TAKEOVER * 2)?;
+    stage.commits_go_on_at_the_new_side(seconds(3))?;
+    ensure!(
+        !stage.lab.writable_at(active),
+        "{active} calls itself writable with a disk that hangs"
+    );
+    stage.heal(frozen)?;
+    // Its daemon may have ended over it; systemd would have started it again.
+    stage.lab.start_the_dead()?;
+    stage.protected_again()
+}
+
+/// F-72.
+pub(crate) fn active_s_disk_turns_read_only(stage: &mut Stage) -> Result<()> {
+    let (active, passive, disk) = active_on_a_volume(stage)?;
+    let before = said_by_now(stage.lab);
+    stage.inflict(|_| disk.turn_read_only())?;
+    stage.takes_over(passive, TAKEOVER * 2)?;
+    stage.commits_go_on_at_the_new_side(seconds(3))?;
+    ensure!(!stage.lab.writable_at(active), "{active} calls itself writable with a read-only disk");
+    let why = line_since(stage.lab, &[active], &before, "Read-only file system")?;
+    stage.note(why.with_context(|| format!("{active} does not say that its disk is read-only"))?);
+    // Somebody mends the disk and starts the machine.
+    stage.add(|lab| Killed::sites(lab, &[active]))?;
+    door_is_free(stage.lab, active)?;
+    disk.mend()?;
+    stage.lab.start(active)?;
+    stage.protected_again()
+}
+
+/// F-73. The active is lost, and all that is left is a passive without its server's WAL.
+pub(crate) fn passive_s_wal_directory_is_missing(stage: &mut Stage) -> Result<()> {
+    let (active, passive) = stage.sites();
+    let lab = stage.lab;
+    stage.spent = true;
+    stage.inflict(|lab| Killed::sites(lab, &[passive]))?;
+    door_is_free(lab, passive)?;
+    stage.add(|lab| Killed::sites(lab, &[active]))?;
+    door_is_free(lab, active)?;
+    let (pg_wal, aside) =
+        (lab.pgdata(passive).join("pg_wal"), lab.site_dir(passive).join("pg_wal"));
+    fs::rename(&pg_wal, &aside).context("take pg_wal away")?;
+    stage.add(|_| {
+        let (gone, words) = (pg_wal.clone(), format!("pg_wal of {passive} is gone"));
+        Ok(Act::seen_by(move || Ok((!gone.exists()).then(|| words.clone()))))
+    })?;
+    lab.start(passive)?;
+    nobody_is_promoted(stage, passive, LEASE * 4)?;
+    lab.start(active)?;
+    let says = || {
+        let status = lab.status_of(passive)?;
+        let trouble = node_in(&status, passive)?["trouble"].as_str()?.to_owned();
+        trouble.contains("pg_wal").then_some(trouble)
+    };
+    lab.until("the passive to say what is missing", seconds(30), || says().is_some())?;
+    stage.note(says().unwrap_or_default());
+    fs::remove_dir_all(&pg_wal).ok();
+    fs::rename(&aside, &pg_wal).context("put pg_wal back")?;
+    stage.protected_again()
 }

@@ -161,7 +161,7 @@ pub(crate) fn rewind_needs_wal_that_is_gone(stage: &mut Stage) -> Result<()> {
 }
 
 /// The segment in which a stopped server's latest checkpoint begins.
-fn control_file(lab: &Lab, site: &str) -> Result<String> {
+pub(super) fn control_file(lab: &Lab, site: &str) -> Result<String> {
     let mut program = lab.by_hand(site, "pg_controldata");
     let said = output(program.arg(lab.pgdata(site)))?;
     let line = said.lines().find_map(|l| l.strip_prefix("Latest checkpoint's REDO WAL file:"));

@@ -158,6 +158,7 @@ pub(crate) fn active_s_link_reorders_and_repeats(stage: &mut Stage) -> Result<()
         straggle: Duration::from_millis(40),
         twice_every: 20,
         flip_every: 200,
+        forge_every: 0,
     };
     let odd = stage.inflict(|lab| Wire::begin(&lab.arena, active, habits))?;
     stage.commits_go_on_for(LEASE * 4)?;

@@ -7,8 +7,10 @@ pub(crate) mod histories;
 pub(crate) mod links;
 pub(crate) mod ports;
 pub(crate) mod postgres;
+pub(crate) mod power;
 pub(crate) mod processes;
 pub(crate) mod rejoin;
+pub(crate) mod rot;
 pub(crate) mod sites;
 
 use std::fs;

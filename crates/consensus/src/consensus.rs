@@ -33,11 +33,13 @@ use crate::peers::{ChannelTo, FoundingMember, Lane, Peers};
 use crate::server::{PeerServer, Write, read_index, write};
 use crate::state_machine::{Applied, StateMachine, StateMachineError, snapshot_dir};
 use crate::steering::{self, Pace, Steering};
-use crate::store::{LogStore, StoreError, StoreOptions, StoredIdentity};
+use crate::store::{LogStore, StoreError, StoreOptions, StoredIdentity, UnderWay};
 use crate::{RaftHandle, decode_outcome, encode_command};
 
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// After so many of the longest election timeouts a write to the own storage counts as hanging.
+const DISK_PATIENCE: u32 = 2;
 
 /// What consensus needs to know.
 #[derive(Clone)]
@@ -129,6 +131,7 @@ struct Inner {
     fatal: watch::Receiver<Option<String>>,
     tasks: Vec<tokio::task::AbortHandle>,
     pace: Pace,
+    under_way: Arc<UnderWay>,
     handle: Handle,
     /// Its own, unless it was started on the caller's.
     runtime: Mutex<Option<Runtime>>,
@@ -255,8 +258,8 @@ impl Consensus {
         });
         match started {
             Ok((parts, applied)) => {
-                let Parts { raft, peers, identity, admitted, leadership, founding, fatal, tasks } =
-                    parts;
+                let Parts { raft, peers, identity, admitted, leadership, founding, .. } = parts;
+                let Parts { fatal, under_way, tasks, .. } = parts;
                 let inner = Inner {
                     raft,
                     peers,
@@ -267,6 +270,7 @@ impl Consensus {
                     fatal,
                     tasks,
                     pace,
+                    under_way,
                     handle,
                     runtime: Mutex::new(runtime),
                 };
@@ -317,6 +321,14 @@ impl Consensus {
         left: Duration,
     ) -> Result<(u64, Vec<u8>), ProposeError> {
         use v1::propose_response::Result as Answer;
+        // The others could agree on it without this disk, and this node would never know: a lease would be
+        // renewed that its holder cannot see, and nobody could take over.
+        let owed = self.0.under_way.owed_for();
+        if owed > self.0.pace.election_max * DISK_PATIENCE {
+            return Err(ProposeError::NotSent(format!(
+                "the own storage has not taken a write for {owed:?}"
+            )));
+        }
         let Some(leader) = self.leader() else { return Err(ProposeError::NoLeader) };
         if leader == self.0.peers.node {
             let written = tokio::select! {
@@ -585,6 +597,7 @@ struct Parts {
     leadership: watch::Receiver<Leadership>,
     founding: watch::Receiver<FoundingStatus>,
     fatal: watch::Receiver<Option<String>>,
+    under_way: Arc<UnderWay>,
     tasks: Vec<tokio::task::AbortHandle>,
 }
 
@@ -620,6 +633,7 @@ impl Parts {
 
         let network = Network { peers: Arc::clone(&peers) };
         let condemned = store.clone();
+        let under_way = store.under_way();
         let raft = RaftHandle::new(node.0, config, network, store, machine)
             .await
             .map_err(|error| ConsensusError::Raft(error.to_string()))?;
@@ -660,7 +674,17 @@ impl Parts {
             handle.spawn(steering.run()).abort_handle(),
             handle.spawn(admission.run()).abort_handle(),
         ];
-        let parts = Parts { raft, peers, identity, admitted, leadership, founding, fatal, tasks };
+        let parts = Parts {
+            raft,
+            peers,
+            identity,
+            admitted,
+            leadership,
+            founding,
+            fatal,
+            under_way,
+            tasks,
+        };
         Ok((parts, applied))
     }
 }

@@ -92,7 +92,10 @@ impl Device for Directory {
 
     fn log(&self) -> io::Result<Database> {
         make_dir(&self.log)?;
-        Database::create(self.log.join(FILE)).map_err(io::Error::other)
+        // A vote that has rotted would be another vote: every page is read and its checksum compared.
+        let mut builder = Database::builder();
+        builder.set_check_integrity_on_open(true);
+        builder.create(self.log.join(FILE)).map_err(io::Error::other)
     }
 
     fn sync_names(&self) -> io::Result<()> {

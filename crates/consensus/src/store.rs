@@ -7,7 +7,8 @@
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use openraft::alias::{EntryOf, LogIdOf, VoteOf};
 use openraft::entry::RaftEntry;
@@ -139,6 +140,22 @@ enum Writer {
     Asker { device: Arc<dyn Device>, failed: Arc<Mutex<bool>> },
 }
 
+/// Since when a write has been under way, if one is.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay(std::sync::Mutex<Option<std::time::Instant>>);
+
+impl UnderWay {
+    fn note(&self, began: Option<std::time::Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = began;
+    }
+
+    /// How long the disk has owed an answer; zero while it owes none.
+    pub(crate) fn owed_for(&self) -> Duration {
+        let began = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        began.map_or(Duration::ZERO, |began| began.elapsed())
+    }
+}
+
 /// Handle of the open store. Clones share the file; it closes with the last of them.
 #[derive(Clone)]
 pub struct LogStore {
@@ -146,6 +163,7 @@ pub struct LogStore {
     writer: Writer,
     identity: Arc<StoredIdentity>,
     pasts: Arc<Pasts>,
+    under_way: Arc<UnderWay>,
     empty: bool,
 }
 
@@ -179,18 +197,20 @@ impl LogStore {
         let pasts = Arc::new(Pasts::new(identity.incarnation, starts, revision, known));
 
         let db = Arc::new(db);
+        let under_way = Arc::<UnderWay>::default();
         let writer = if device.simulated_write().is_some() {
             Writer::Asker { device: Arc::clone(&device), failed: Arc::default() }
         } else {
             let (jobs, queue) = mpsc::channel(QUEUE);
             let (writer, told) = (Arc::clone(&db), Arc::clone(&pasts));
+            let noted = Arc::clone(&under_way);
             std::thread::Builder::new()
                 .name("raft-store".into())
-                .spawn(move || write_loop(&writer, &told, queue))
+                .spawn(move || write_loop(&writer, &told, &noted, queue))
                 .map_err(failed)?;
             Writer::Thread(jobs)
         };
-        Ok(LogStore { db, writer, identity: Arc::new(identity), pasts, empty })
+        Ok(LogStore { db, writer, identity: Arc::new(identity), pasts, under_way, empty })
     }
 
     /// Whose store this is.
@@ -206,6 +226,11 @@ impl LogStore {
     /// Its own past, and what was heard of the others.
     pub(crate) fn pasts(&self) -> Arc<Pasts> {
         Arc::clone(&self.pasts)
+    }
+
+    /// What its disk owes.
+    pub(crate) fn under_way(&self) -> Arc<UnderWay> {
+        Arc::clone(&self.under_way)
     }
 
     /// Notes that this is an older copy: it is not opened again.
@@ -363,9 +388,11 @@ fn write_identity(db: &Database, identity: &StoredIdentity) -> io::Result<()> {
     tx.commit().map_err(other)
 }
 
-fn write_loop(db: &Database, pasts: &Pasts, mut queue: mpsc::Receiver<Job>) {
+fn write_loop(db: &Database, pasts: &Pasts, under_way: &UnderWay, mut queue: mpsc::Receiver<Job>) {
     while let Some((change, done)) = queue.blocking_recv() {
+        under_way.note(Some(std::time::Instant::now()));
         let result = write(db, pasts, change);
+        under_way.note(None);
         let failed = result.is_err();
         if let Err(error) = &result {
             tracing::error!(%error, "raft store write failed; it takes no further one");

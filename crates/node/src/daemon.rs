@@ -19,7 +19,7 @@ use understudy_consensus::{Applied, ChannelTo, Consensus, ConsensusOptions, Lane
 use understudy_core::ClusterState;
 use understudy_core::node::{Core, CoreOptions, Event};
 use understudy_postgres::{Binaries, GuardianLink, OsUser, Server, Settings};
-use understudy_shipping::journal::{Journal, JournalOptions, Limits};
+use understudy_shipping::journal::{Journal, JournalError, JournalOptions, Limits};
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::receiver::StandbyProgress;
 use understudy_shipping::relay::{Relay, RelayOptions};
@@ -33,7 +33,7 @@ use crate::config::{NodeConfig, PostgresConfig};
 use crate::doors::{self, Doors};
 use crate::driver::{Driver, Shared};
 use crate::guard::{self, GuardTeller};
-use crate::hands::{Hands, HandsOptions, Observer};
+use crate::hands::{Hands, HandsOptions, Observer, journal_aside};
 use crate::http::HttpDoor;
 use crate::limits;
 use crate::observer::{LocalSeen, observe};
@@ -143,7 +143,7 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
     let identity = recovery::at_start(&mut config, &identity).await?;
     let metrics = crate::metrics::install().map_err(part("prepare the metrics"))?;
     let postgres = match &config.postgres {
-        Some(postgres) => Some(prepare_postgres(&config, postgres).await?),
+        Some(postgres) => Some(prepare_postgres(&config, postgres, Damaged::SetAside).await?),
         None => None,
     };
     let report_dialers = dialers(&config, &identity, &ChannelOptions::consensus())?;
@@ -417,9 +417,20 @@ fn prepare_directories(config: &NodeConfig) -> Result<(), RunError> {
     Ok(())
 }
 
+/// What becomes of a journal of which WAL that was durable is damaged or gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Damaged {
+    /// It is moved away, for a person to look at, and begins anew. A node whose journal is empty is not
+    /// promoted; it fetches its WAL from the active, or is copied afresh if that has it no more.
+    SetAside,
+    /// Nothing is changed.
+    Refused,
+}
+
 pub(crate) async fn prepare_postgres(
     config: &NodeConfig,
     postgres: &PostgresConfig,
+    damaged: Damaged,
 ) -> Result<(Server, Journal), RunError> {
     let bin_dir = postgres.bin_dir.clone();
     let binaries = tokio::task::spawn_blocking(move || Binaries::find(bin_dir.as_deref(), None))
@@ -444,14 +455,35 @@ pub(crate) async fn prepare_postgres(
         binaries,
     )
     .map_err(part("prepare PostgreSQL"))?;
-    let dir = config.data_dir.join("wal");
+    let data_dir = config.data_dir.clone();
     let limits = Limits { bytes_max: journal.bytes_max, reserve_bytes: journal.reserve_bytes };
     let options = JournalOptions { limits, ..JournalOptions::default() };
-    let journal = tokio::task::spawn_blocking(move || Journal::open(&dir, options))
+    let journal = tokio::task::spawn_blocking(move || open_journal(&data_dir, options, damaged))
         .await
         .expect("opening the journal does not panic")
         .map_err(part("open the journal"))?;
     Ok((server, journal))
+}
+
+fn open_journal(
+    data_dir: &Path,
+    options: JournalOptions,
+    damaged: Damaged,
+) -> Result<Journal, JournalError> {
+    let dir = data_dir.join("wal");
+    match Journal::open(&dir, options) {
+        Err(JournalError::LostWal { path, detail, max_epoch }) if damaged == Damaged::SetAside => {
+            let into = journal_aside(data_dir, max_epoch)?;
+            tracing::error!(
+                path = %path.display(),
+                detail,
+                into = %into.display(),
+                "WAL that was durable here is lost; the journal is set aside and begins anew"
+            );
+            Journal::open_without_wal(&dir, &into, options)
+        }
+        opened => opened,
+    }
 }
 
 fn start_relay(

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use understudy_core::retention::{self, Growth, Held, Policy, SlotHeld};
 use understudy_postgres::WalKept;
 use understudy_shipping::journal::Room;
+use understudy_shipping::journal::inspect::Gap;
 use understudy_types::Clock;
 
 use crate::config::{NodeConfig, PostgresConfig, WalConfig};
@@ -124,6 +125,7 @@ pub(crate) async fn look_after(
         server: Place::new("pg_wal", server),
         away: BTreeSet::new(),
         told: BTreeSet::new(),
+        gaps: Vec::new(),
     };
     // A counter that is not there until the first time hides that first time from a rate.
     counter!("understudy_wal_removed_bytes_total").absolute(0);
@@ -153,6 +155,8 @@ struct Keeper {
     away: BTreeSet<String>,
     /// Slots that a metric speaks of.
     told: BTreeSet<String>,
+    /// What was missing in the journal at the last look.
+    gaps: Vec<Gap>,
 }
 
 impl Keeper {
@@ -182,6 +186,7 @@ impl Keeper {
                 Err(error) => tracing::error!(%error, "WAL was not removed"),
             }
         }
+        let missing = self.missing().await;
         let full_in = self.journal.record(Some(&held), held_for);
         let refused = positions.error.filter(|error| error.is_no_room()).map(|e| e.to_string());
         gauge!("understudy_wal_refused").set(f64::from(u8::from(refused.is_some())));
@@ -191,7 +196,34 @@ impl Keeper {
                 tracing::debug!(error = chain(&error), "no restart point to make room");
             }
         }
-        words_of_journal(&self.journal.policy, &held, held_for, refused.as_deref(), full_in)
+        let policy = &self.journal.policy;
+        let mut said = words_of_journal(policy, &held, held_for, refused.as_deref(), full_in);
+        said.extend(words_of_gaps(&missing));
+        said
+    }
+
+    /// WAL that is missing in the middle of the journal, by the names of its files at two looks: a file
+    /// that is being renamed may be seen by neither name.
+    async fn missing(&mut self) -> Vec<Gap> {
+        let place = self.hands.journal().place();
+        let looked = tokio::task::spawn_blocking(move || match place {
+            Some(place) => place.survey().map(|survey| survey.coverage(&place).gaps),
+            None => Ok(Vec::new()),
+        });
+        let gaps = match looked.await {
+            Ok(Ok(gaps)) => gaps,
+            Ok(Err(error)) => {
+                tracing::warn!(error = chain(&error), "cannot look at the journal's files");
+                return Vec::new();
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot look at the journal's files");
+                return Vec::new();
+            }
+        };
+        let before = std::mem::replace(&mut self.gaps, gaps.clone());
+        let same = |gap: &Gap| before.iter().any(|known| known.first_file == gap.first_file);
+        gaps.into_iter().filter(same).collect()
     }
 
     async fn look_at_server(&mut self, clock: &dyn Clock) -> Vec<String> {
@@ -299,6 +331,20 @@ fn words_of_journal(
     } else {
         Vec::new()
     }
+}
+
+fn words_of_gaps(gaps: &[Gap]) -> Vec<String> {
+    let words = |gap: &Gap| {
+        format!(
+            "WAL is missing in the journal: {} from {} to {}, from file {} on; `understudy wal verify` \
+             says what to do",
+            size(gap.to_lsn.bytes_since(gap.from_lsn)),
+            gap.from_lsn,
+            gap.to_lsn,
+            gap.first_file
+        )
+    };
+    gaps.iter().map(words).collect()
 }
 
 fn words_of_server(
@@ -417,6 +463,20 @@ mod tests {
             None,
         );
         assert!(full[0].contains("refuses new WAL: no room"), "{full:?}");
+    }
+
+    #[test]
+    fn a_gap_in_the_journal_is_told_with_its_place_and_its_file() {
+        let gap = Gap {
+            timeline: understudy_types::Timeline::FIRST,
+            from_lsn: Lsn(0x300_0000),
+            to_lsn: Lsn(0x500_0000),
+            first_file: "000000010000000000000003".to_owned(),
+        };
+        let said = words_of_gaps(&[gap]);
+        for words in ["32 MiB from 0/3000000 to 0/5000000", "file 000000010000000000000003"] {
+            assert!(said[0].contains(words), "{said:?}");
+        }
     }
 
     #[test]

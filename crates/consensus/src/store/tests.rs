@@ -112,3 +112,41 @@ async fn a_gap_behind_an_installed_snapshot_halts_the_store() {
     store.purge(id(100)).await.unwrap();
     assert!(store.append([entry(102)], IOFlushed::noop()).await.is_err());
 }
+
+#[test]
+fn a_write_that_is_under_way_is_owed_until_it_is_done() {
+    let under_way = UnderWay::default();
+    assert_eq!(under_way.owed_for(), Duration::ZERO);
+    let began = std::time::Instant::now().checked_sub(Duration::from_secs(9));
+    under_way.note(Some(began.expect("the machine runs longer")));
+    assert!(under_way.owed_for() >= Duration::from_secs(9));
+    under_way.note(None);
+    assert_eq!(under_way.owed_for(), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_bit_that_flips_after_an_orderly_end_is_found_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = LogStore::open(dir.path(), &options(1)).unwrap();
+    fill(&mut store, 3).await;
+    drop(store);
+    let file = dir.path().join("raft.redb");
+    // The store's thread closes it, and after it whoever opened it here.
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while Database::create(&file).map(drop).is_err() {
+        assert!(std::time::Instant::now() < deadline, "the store is never closed");
+        tokio::task::yield_now().await;
+    }
+    let mut bytes = std::fs::read(&file).unwrap();
+    let words = b"{\"term\":1,";
+    let at = bytes.windows(words.len()).enumerate().filter(|(_, window)| *window == words);
+    let at: Vec<usize> = at.map(|(at, _)| at).collect();
+    assert!(!at.is_empty(), "no vote is stored as this test knows it");
+    for at in at {
+        // Another term, which could be read.
+        bytes[at + 8] = b'2';
+    }
+    std::fs::write(&file, bytes).unwrap();
+    let opened = LogStore::open(dir.path(), &options(1)).map(drop);
+    assert!(matches!(opened, Err(StoreError::Open { .. })), "{opened:?}");
+}

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use understudy_core::node::TaskFailure;
+use understudy_shipping::journal::JournalError;
 use understudy_types::{Epoch, Lineage, Lsn, NodeId, SegmentSize, Timeline, WalSegment};
 
 use super::{Hands, chain, transient, transient_words};
@@ -287,6 +288,15 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
+}
+
+/// Where a journal that lost WAL is kept, not yet there; what was kept longest ago may go for it. Only
+/// before the node's hands are at work: nobody else is there then.
+pub(crate) fn journal_aside(data_dir: &Path, epoch: Epoch) -> Result<PathBuf, JournalError> {
+    let root = divergent_dir(data_dir);
+    forget_oldest(&root).and_then(|()| fresh_place(&root, epoch, "journal")).map_err(|source| {
+        JournalError::Io { verb: "make a place below", path: root.clone(), source }
+    })
 }
 
 /// `<root>/epoch-<e>-<n>/<what>`, not yet there; the directory above it is.

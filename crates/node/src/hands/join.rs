@@ -62,7 +62,14 @@ impl Hands {
         let pg_wal = self.server().pg_wal_dir();
         let mut timeline = control.timeline;
         let mut from = control.checkpoint_lsn;
-        for candidate in newest_timelines(&pg_wal, size).map_err(transient)? {
+        let timelines = newest_timelines(&pg_wal, size).map_err(|error| {
+            transient_words(&format!(
+                "the server's WAL directory {} cannot be read ({error}); put it back, or mount its disk, or \
+                 empty the data directory to have it copied afresh",
+                pg_wal.display()
+            ))
+        })?;
+        for candidate in timelines {
             if candidate <= control.timeline {
                 break;
             }
@@ -159,17 +166,20 @@ impl Hands {
         }
     }
 
-    /// The journal goes on where it ends if the data came from it; else it begins anew.
+    /// The journal goes on where it ends if the data came from it, and holds all that the server replays
+    /// when it starts; else it begins anew.
     async fn continue_or_empty_journal(
         &self,
         history: &[Lineage],
         epoch: Epoch,
     ) -> Result<(), TaskFailure> {
         let own = self.own_end().await?;
+        let redo_lsn = self.control().await?.redo_lsn;
         let positions = self.journal().positions().borrow().clone();
         let goes_on = positions.is_some_and(|held| {
             held.error.as_ref().is_none_or(|error| !error.is_fatal())
                 && held.durable_lsn >= own.end_lsn
+                && held.begin_lsn <= redo_lsn
                 && history.iter().any(|entry| entry.timeline == held.timeline)
         });
         if goes_on { Ok(()) } else { self.empty_journal(epoch).await }
@@ -182,7 +192,17 @@ impl Hands {
         let into = self.divergent_place(epoch, "journal").await?;
         let journal = self.journal().clone();
         tracing::info!(into = %into.display(), "setting the journal aside");
-        blocking(move || journal.set_aside(&into)).await.map_err(transient)
+        let aside = blocking(move || journal.set_aside(&into)).await;
+        aside.map_err(|error| {
+            if error.is_fatal() {
+                // It is good only after it was opened anew, as for a receiver that meets the same.
+                self.options().fatal.send_replace(Some(format!(
+                    "the journal cannot go on: {}; mend the cause and start the node again",
+                    super::chain(&error)
+                )));
+            }
+            transient(error)
+        })
     }
 
     async fn rewind(&self, holder: NodeId, history: &[Lineage]) -> Result<(), TaskFailure> {

@@ -33,6 +33,7 @@ use understudy_types::{
 
 use crate::receipts::{Promised, ReceiptSummary};
 
+pub(crate) use divergent::journal_aside;
 pub(crate) use follow::FollowOrder;
 pub(crate) use hold::SLOT_PREFIX;
 pub(crate) use join::tunnel_roles;

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::clock::wall_unix_us;
 use crate::config::NodeConfig;
-use crate::daemon::{RunError, load_identity, prepare_postgres};
+use crate::daemon::{Damaged, RunError, load_identity, prepare_postgres};
 
 pub use ask::{Answer, Described};
 pub use rejoin::{RejoinPlan, rejoin};
@@ -117,7 +117,7 @@ pub async fn examine(
 
 async fn look_at_copy(config: &NodeConfig) -> Result<Copy, RecoverError> {
     let Some(postgres) = &config.postgres else { return Ok(Copy::default()) };
-    let (server, journal) = prepare_postgres(config, postgres).await?;
+    let (server, journal) = prepare_postgres(config, postgres, Damaged::Refused).await?;
     let inspected = server.inspect().await.map_err(|source| RunError::Part {
         what: "look at the data directory",
         source: source.into(),

@@ -141,32 +141,14 @@ impl Writer {
     }
 
     pub(super) fn set_aside(&mut self, into: &Path) -> Result<(), JournalError> {
-        fs::create_dir_all(into).map_err(JournalError::io("create directory", into))?;
-        if !files::names(into)?.is_empty() {
-            return Err(JournalError::TargetInUse { path: into.to_owned() });
-        }
+        files::make_target(into)?;
         self.tip = None;
         self.expect_from_end();
         self.publish(None);
-        // Newest first: after a crash on the way the rest is a shorter journal, not one with a hole.
-        for timeline in files::timelines(&self.dir)?.into_iter().rev() {
-            let from = files::timeline_dir(&self.dir, timeline);
-            let to = files::timeline_dir(into, timeline);
-            fs::rename(&from, &to).map_err(JournalError::io("move", &from))?;
-        }
-        for timeline in self.histories.keys() {
-            let from = self.dir.join(timeline.history_file_name());
-            let to = into.join(timeline.history_file_name());
-            fs::rename(&from, &to).map_err(JournalError::io("move", &from))?;
-        }
-        files::sync_dir(into)?;
-        into.parent().map_or(Ok(()), files::sync_dir)?;
-        files::sync_dir(&self.dir)?;
+        files::move_wal(&self.dir, into, self.histories.keys().copied())?;
         self.histories.clear();
         self.shared.lock().histories.clear();
-        let sealed = self.meta.sealed.map(|seal| Seal { end: None, ..seal });
-        let meta = Meta { content: None, lineage: Vec::new(), sealed, ..self.meta.clone() };
-        self.store_meta(meta)?;
+        self.store_meta(self.meta.without_wal())?;
         self.publish(None);
         Ok(())
     }

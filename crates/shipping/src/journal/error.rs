@@ -66,6 +66,17 @@ pub enum JournalError {
         /// The contradiction.
         detail: String,
     },
+    /// WAL that was durable here is damaged or gone, so that the journal would be shorter than what was
+    /// acknowledged. Nothing was changed: `Journal::open_without_wal` begins anew.
+    #[error("read journal {}: {detail}", path.display())]
+    LostWal {
+        /// File or directory.
+        path: PathBuf,
+        /// What is missing.
+        detail: String,
+        /// The newest epoch that the journal knows.
+        max_epoch: Epoch,
+    },
     /// A history file is not one.
     #[error("read history of timeline {timeline}")]
     History {
@@ -163,6 +174,7 @@ impl JournalError {
             | JournalError::Full { .. }
             | JournalError::Locked { .. }
             | JournalError::Corrupt { .. }
+            | JournalError::LostWal { .. }
             | JournalError::Failed(_)
             | JournalError::Closed => true,
             JournalError::History { .. }

@@ -184,6 +184,68 @@ pub(super) fn histories(dir: &Path) -> Result<BTreeMap<Timeline, History>, Journ
     Ok(histories)
 }
 
+/// Makes the directory that WAL is to be moved into, which has to be empty.
+pub(super) fn make_target(into: &Path) -> Result<(), JournalError> {
+    fs::create_dir_all(into).map_err(JournalError::io("create directory", into))?;
+    match names(into)?.as_slice() {
+        [] => Ok(()),
+        _ => Err(JournalError::TargetInUse { path: into.to_owned() }),
+    }
+}
+
+/// Moves all segments, and the files of these histories, into a directory, durably. What goes to another
+/// file system is copied first, and takes its room there.
+pub(super) fn move_wal(
+    dir: &Path,
+    into: &Path,
+    histories: impl Iterator<Item = Timeline>,
+) -> Result<(), JournalError> {
+    // Newest first: after a crash on the way the rest is a shorter journal, not one with a hole.
+    for timeline in timelines(dir)?.into_iter().rev() {
+        let from = timeline_dir(dir, timeline);
+        let to = timeline_dir(into, timeline);
+        rename_or(&from, &to, || copy_segments(&from, &to))?;
+    }
+    for timeline in histories {
+        let from = dir.join(timeline.history_file_name());
+        let to = into.join(timeline.history_file_name());
+        rename_or(&from, &to, || {
+            copy_durably(&from, &to)?;
+            fs::remove_file(&from).map_err(JournalError::io("remove", &from))
+        })?;
+    }
+    sync_dir(into)?;
+    into.parent().map_or(Ok(()), sync_dir)?;
+    sync_dir(dir)
+}
+
+/// Renames, or does `otherwise` where the new name is on another file system.
+fn rename_or(
+    from: &Path,
+    to: &Path,
+    otherwise: impl FnOnce() -> Result<(), JournalError>,
+) -> Result<(), JournalError> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => otherwise(),
+        renamed => renamed.map_err(JournalError::io("move", from)),
+    }
+}
+
+/// A timeline's directory; it goes once everything in it is durable there.
+fn copy_segments(from: &Path, to: &Path) -> Result<(), JournalError> {
+    create_dir(to)?;
+    for name in names(from)? {
+        copy_durably(&from.join(&name), &to.join(&name))?;
+    }
+    sync_dir(to)?;
+    fs::remove_dir_all(from).map_err(JournalError::io("remove", from))
+}
+
+fn copy_durably(from: &Path, to: &Path) -> Result<(), JournalError> {
+    fs::copy(from, to).map_err(JournalError::io("copy", from))?;
+    File::open(to).and_then(|file| file.sync_all()).map_err(JournalError::io("sync", to))
+}
+
 /// Removes files that were being made when the process ended.
 pub(super) fn remove_temporary(dir: &Path) -> Result<(), JournalError> {
     let mut dirs = vec![dir.to_owned()];

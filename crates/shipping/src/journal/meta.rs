@@ -46,6 +46,12 @@ pub(super) struct Content {
 }
 
 impl Meta {
+    /// The same without any WAL: epochs are never forgotten, a sealed end is.
+    pub(super) fn without_wal(&self) -> Meta {
+        let sealed = self.sealed.map(|seal| Seal { end: None, ..seal });
+        Meta { content: None, lineage: Vec::new(), sealed, max_epoch: self.max_epoch }
+    }
+
     /// Reads it; `None` if there is none.
     pub(super) fn load(dir: &Path) -> Result<Option<Meta>, JournalError> {
         let path = dir.join(FILE);

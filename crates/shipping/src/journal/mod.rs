@@ -179,6 +179,34 @@ impl Journal {
     pub fn open(dir: &Path, options: JournalOptions) -> Result<Journal, JournalError> {
         fs::create_dir_all(dir).map_err(JournalError::io("create directory", dir))?;
         let lock = lock_directory(dir)?;
+        Journal::open_locked(dir, options, lock)
+    }
+
+    /// Opens a journal of which WAL that was durable is damaged or gone (`LostWal`): as an empty one, with
+    /// all of its WAL and history files moved into the empty or missing directory `into`. Epochs stay known;
+    /// a sealed end does not.
+    ///
+    /// # Errors
+    /// As `open`, and when `into` has content or files cannot be moved.
+    pub fn open_without_wal(
+        dir: &Path,
+        into: &Path,
+        options: JournalOptions,
+    ) -> Result<Journal, JournalError> {
+        let lock = lock_directory(dir)?;
+        files::remove_temporary(dir)?;
+        let meta = Meta::load(dir)?.unwrap_or_default();
+        files::make_target(into)?;
+        files::move_wal(dir, into, files::histories(dir)?.into_keys())?;
+        meta.without_wal().store(dir)?;
+        Journal::open_locked(dir, options, lock)
+    }
+
+    fn open_locked(
+        dir: &Path,
+        options: JournalOptions,
+        lock: File,
+    ) -> Result<Journal, JournalError> {
         files::remove_temporary(dir)?;
         let meta = Meta::load(dir)?.unwrap_or_default();
         let histories = files::histories(dir)?;
@@ -468,8 +496,8 @@ impl Journal {
         JournalReader::open(Arc::clone(&self.inner.shared), timeline, from)
     }
 
-    /// Moves all WAL and history files into the empty or missing directory `into`, on the same file
-    /// system. The journal is empty after it; epoch and seal stay.
+    /// Moves all WAL and history files into the empty or missing directory `into`. The journal is empty
+    /// after it; epoch and seal stay.
     ///
     /// # Errors
     /// When `into` has content, or files cannot be moved.

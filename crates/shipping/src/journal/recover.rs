@@ -2,7 +2,7 @@
 //! durable, and clears what is behind it.
 //!
 //! It never removes or changes a byte before that end, and a finished segment that does not verify
-//! stops the journal instead of being shortened.
+//! stops the journal instead of being shortened: all of it had been acknowledged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,7 +57,7 @@ pub(super) fn recover(
         if finished && segment.end(content.size) > end_lsn {
             let path = files::finished(dir, segment, content.size);
             let detail = format!("finished segment verifies only up to {end_lsn}");
-            return Err(JournalError::corrupt(&path, detail));
+            return Err(JournalError::LostWal { path, detail, max_epoch: meta.max_epoch });
         }
     }
     let own = files::segments(dir, timeline, content.size)?;
@@ -113,7 +113,8 @@ fn check_floors(
     for floor_lsn in [sealed.map(|end| end.durable_lsn), first].into_iter().flatten() {
         if end_lsn < floor_lsn {
             let detail = format!("WAL ends at {end_lsn}, {floor_lsn} was durable");
-            return Err(JournalError::corrupt(dir, detail));
+            let (path, max_epoch) = (dir.to_owned(), meta.max_epoch);
+            return Err(JournalError::LostWal { path, detail, max_epoch });
         }
     }
     Ok(())

@@ -499,3 +499,86 @@ async fn what_goes_over_a_limit_is_refused_and_what_is_held_stays_until_there_is
     feed(&journal, T1, held, rest, &mut Random(23)).await;
     durable(&journal, wal.fork_lsn).await;
 }
+
+#[tokio::test]
+async fn a_finished_segment_that_is_damaged_stops_the_journal_and_it_begins_anew_beside_it() {
+    let wal = &real_wal();
+    let bytes = first_timeline(wal);
+    let dir = tempfile::tempdir().unwrap();
+    let inside = dir.path().join("wal");
+    let journal = begun(&inside, wal);
+    // The last finished segment is read at the start where the next one begins within a record
+    // (XLP_FIRST_IS_CONTRECORD).
+    let length = size().bytes() as usize;
+    let mut segments = (1..bytes.len() / length).rev();
+    let next = segments.find(|index| bytes[index * length + 2] & 1 == 1).expect("long WAL");
+    let fed = &bytes[..next * length + length / 2];
+    feed(&journal, T1, wal.begin_lsn, fed, &mut Random(29)).await;
+    durable(&journal, wal.begin_lsn + (next * length + length / 4) as u64).await;
+    let sealed = journal.seal(epoch(7)).unwrap();
+    assert!(sealed.is_some());
+    drop(journal);
+
+    let number = wal.begin_lsn.0 / size().bytes() + next as u64 - 1;
+    let path = files::finished(&inside, WalSegment { timeline: T1, number }, size());
+    let mut content = fs::read(&path).unwrap();
+    // More than what fills up to a multiple of eight, which no checksum covers.
+    content[length / 2..][..16].iter_mut().for_each(|byte| *byte ^= 1);
+    fs::write(&path, &content).unwrap();
+    let opened = Journal::open(&inside, JournalOptions::default());
+    let Err(JournalError::LostWal { max_epoch, .. }) = opened else { panic!("{opened:?}") };
+    assert_eq!(max_epoch, epoch(7));
+    assert!(fs::read(&path).unwrap() == content, "what is damaged is left as it was");
+
+    let aside = dir.path().join("aside");
+    let journal = Journal::open_without_wal(&inside, &aside, JournalOptions::default()).unwrap();
+    assert!(journal.tail().unwrap().is_none() && journal.sealed().is_none());
+    assert_eq!(journal.max_epoch(), epoch(7), "an epoch is never forgotten");
+    let kept = files::finished(&aside, WalSegment { timeline: T1, number }, size());
+    assert!(fs::read(kept).unwrap() == content);
+    journal.begin(wal.system_id, size(), T1, Vec::new(), wal.begin_lsn).unwrap();
+    let refused = journal.admit(admission(6));
+    assert!(matches!(refused, Err(JournalError::StaleEpoch { .. })), "{refused:?}");
+    journal.admit(admission(7)).unwrap();
+    let frame = Bytes::copy_from_slice(&bytes[..100_000]);
+    journal.append(epoch(7), T1, wal.begin_lsn, frame).await.unwrap();
+    wait(&journal, |p| p.as_ref().is_some_and(|p| p.durable_lsn > wal.begin_lsn)).await;
+    // A directory that holds something is not mixed with something else.
+    drop(journal);
+    let again = Journal::open_without_wal(&inside, &aside, JournalOptions::default());
+    assert!(matches!(again, Err(JournalError::TargetInUse { .. })), "{again:?}");
+}
+
+/// Only where the machine has another file system to offer.
+#[tokio::test]
+async fn a_journal_is_set_aside_onto_another_file_system() {
+    use std::os::unix::fs::MetadataExt as _;
+    let wal = &real_wal();
+    let bytes = first_timeline(wal);
+    let dir = tempfile::tempdir().unwrap();
+    let Ok(other) = tempfile::tempdir_in("/dev/shm") else {
+        eprintln!("skipped: there is no /dev/shm");
+        return;
+    };
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    if device(dir.path()) == device(other.path()) {
+        eprintln!("skipped: /dev/shm is on the same file system");
+        return;
+    }
+    let journal = begun(dir.path(), wal);
+    feed(&journal, T1, wal.begin_lsn, &bytes, &mut Random(31)).await;
+    durable(&journal, wal.fork_lsn).await;
+    journal.put_history(T1.next(), &wal.history).unwrap();
+    let into = other.path().join("journal");
+    journal.set_aside(&into).unwrap();
+    assert!(journal.tail().unwrap().is_none() && files::timelines(dir.path()).unwrap().is_empty());
+    assert_eq!(fs::read(into.join("00000002.history")).unwrap(), wal.history);
+    let kept = files::segments(&into, T1, size()).unwrap();
+    assert!(kept.len() as u64 >= bytes.len() as u64 / size().bytes(), "{kept:?}");
+    for (number, finished) in kept.into_iter().filter(|(_, finished)| *finished) {
+        let segment = WalSegment { timeline: T1, number };
+        let theirs = fs::read(wal.dir.join(segment.file_name(size()))).unwrap();
+        assert!(finished && fs::read(files::finished(&into, segment, size())).unwrap() == theirs);
+    }
+    journal.begin(wal.system_id, size(), T1, Vec::new(), wal.begin_lsn).unwrap();
+}
