@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use understudy_types::{BootInstant, DurabilityMode, Epoch, Lsn, NodeId, PromotionId};
+use understudy_types::{BootInstant, DurabilityMode, Epoch, Lsn, NodeId, PromotionId, Quorum};
 
 /// A sentence that is not true, with what was seen instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +54,8 @@ pub struct Release<'a> {
     pub mode: DurabilityMode,
     /// Who is waited for by the permit.
     pub waited_for: &'a [NodeId],
+    /// The permit's quorums; with none all of them are waited for.
+    pub quorums: &'a [Quorum],
 }
 
 /// The truth at the moment of a release.
@@ -141,14 +143,17 @@ pub fn in_zero_a_release_is_durable_at_everybody_waited_for(
     if release.mode != DurabilityMode::Zero {
         return Ok(());
     }
-    let lacks = release
-        .waited_for
-        .iter()
-        .find(|node| truth.durable.get(node).copied().unwrap_or(Lsn::ZERO) < release.upto_lsn);
+    let has =
+        |node: &&NodeId| truth.durable.get(node).copied().unwrap_or(Lsn::ZERO) >= release.upto_lsn;
+    let met = |quorum: &Quorum| quorum.members.iter().filter(has).count() >= quorum.needed_count();
+    let holds = match release.quorums {
+        [] => release.waited_for.iter().all(|node| has(&node)),
+        quorums => quorums.iter().all(met),
+    };
     require(
-        lacks.is_none(),
+        holds,
         "I5 I11",
-        "in zero a release is durable at everybody who is waited for",
+        "in zero a release is durable at everybody who is waited for, or at as many as suffice",
         || {
             format!(
                 "node {} released {}, durable is {:?}",
@@ -432,7 +437,7 @@ mod tests {
     }
 
     fn release(upto: u64, mode: DurabilityMode, waited_for: &[NodeId]) -> Release<'_> {
-        Release { node: NodeId(1), epoch: ONE, upto_lsn: Lsn(upto), mode, waited_for }
+        Release { node: NodeId(1), epoch: ONE, upto_lsn: Lsn(upto), mode, waited_for, quorums: &[] }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use understudy_types::{ClusterId, Incarnation, NodeId, NodeKind, NodeName, SiteN
 use crate::past::{Pasts, Unknown};
 
 /// Grows when a message changes in a way that an older program would misread.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Which of the two connections to a node. TCP delivers in order, so one lost packet holds up all that
 /// follows on its connection, and what is lost again holds it up longer each time; the other

@@ -41,6 +41,24 @@ pub struct ClusterConfig {
     /// fallen silent is over (decision 0009). Off by default: what the gate does not cover (readers,
     /// sessions that opted out) may go on at the old side until then.
     pub promote_without_lease_wait: bool,
+    /// At how many of those who are waited for a commit has to be durable (k of n); 0 is all of them.
+    /// With fewer than all, a promotion takes what any of n - k + 1 of them has (decision 0029).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub durable_copies: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+pub(crate) fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+impl ClusterConfig {
+    /// Of `members_count` nodes that are waited for, how many have to have a commit: 0 for all of them,
+    /// else fewer than all.
+    pub fn copies_of(&self, members_count: usize) -> u32 {
+        let fewer = (self.durable_copies as usize) < members_count;
+        if fewer { self.durable_copies } else { 0 }
+    }
 }
 
 impl Default for ClusterConfig {
@@ -52,6 +70,7 @@ impl Default for ClusterConfig {
             degrade_after: Duration::from_secs(1),
             on_sole_survivor: OnSoleSurvivor::Open,
             promote_without_lease_wait: false,
+            durable_copies: 0,
         }
     }
 }

@@ -32,6 +32,14 @@ pub struct Evidence<'a> {
     pub settled: &'a Settled,
 }
 
+impl Evidence<'_> {
+    /// It is heard now.
+    fn hears(&self, node: NodeId) -> bool {
+        let heard = self.peers.get(&node);
+        node == self.me || heard.is_some_and(|heard| self.now.since(heard.at) < REPORT_FRESH)
+    }
+}
+
 /// Who would be promoted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidacy {
@@ -89,6 +97,14 @@ pub enum Reason {
     SoleSurvivor,
     /// After a recovery: without the active, nobody could be elected.
     NoVotes,
+    /// Commits waited for some of several nodes only, and too few of those are heard to tell what they
+    /// have.
+    TooFewCopies {
+        /// How many of them are heard.
+        heard: usize,
+        /// How many have to be.
+        needed: usize,
+    },
     /// The candidate is not heard.
     CandidateSilent {
         /// Who.
@@ -129,6 +145,7 @@ impl Reason {
             Reason::NoPassive => "no-passive",
             Reason::SoleSurvivor => "sole-survivor",
             Reason::NoVotes => "no-votes",
+            Reason::TooFewCopies { .. } => "too-few-copies",
             Reason::CandidateSilent { .. } => "candidate-silent",
             Reason::CandidateNotReady { .. } => "candidate-not-ready",
             Reason::CandidateElsewhere { .. } => "candidate-elsewhere",
@@ -188,6 +205,11 @@ impl fmt::Display for Reason {
             Reason::NoVotes => f.write_str(
                 "the active has the only vote, until enough other nodes are back that they are a \
                  majority without it: `understudy recover --rejoin` on each of them",
+            ),
+            Reason::TooFewCopies { heard, needed } => write!(
+                f,
+                "{heard} of the nodes that commits waited for are heard, and {needed} have to be: only \
+                 they can say together what was acknowledged"
             ),
             Reason::CandidateSilent { candidate } => write!(f, "{candidate} is not heard"),
             Reason::CandidateNotReady { candidate } => {
@@ -329,6 +351,12 @@ fn consider(
     };
     if report.promotion != promotion {
         return Err(Reason::CandidateElsewhere { candidate });
+    }
+    let needed = evidence.state.others_to_seal(node) + 1;
+    let waited = evidence.state.durability.waited.iter();
+    let heard = waited.filter(|other| **other == node || evidence.hears(**other)).count();
+    if needed > 1 && heard < needed {
+        return Err(Reason::TooFewCopies { heard, needed });
     }
     Ok(Candidacy { node, durable_lsn })
 }

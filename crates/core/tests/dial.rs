@@ -379,6 +379,7 @@ fn a_join_is_not_recorded_by_positions_of_an_earlier_permit() {
         },
         generation: bench.state.durability.generation,
         node: SOUTH,
+        copies: 0,
     };
     let before = bench.read(100, 100);
     bench.positions = Some(before.clone());

@@ -347,6 +347,7 @@ impl World {
             | Task::PrepareSwitchover
             | Task::ShutClientsOut { .. }
             | Task::Seal(_)
+            | Task::CollectSeals { .. }
             | Task::PromoteLocally { .. }
             | Task::Survey => true,
         };
@@ -491,6 +492,7 @@ impl Machine {
     fn carry_out(&mut self, task: Task, holder_end: Lsn, acknowledged: Lsn) -> Completion {
         match task {
             Task::ReadIndex => Completion::ReadDone,
+            Task::CollectSeals { .. } => unreachable!("one passive alone is no quorum"),
             Task::PrepareData => {
                 (self.empty, self.end) = (false, Lsn(100));
                 Completion::DataReady

@@ -266,7 +266,7 @@ mod tests {
             deadline: BootInstant(deadline),
             mode: DurabilityMode::BestEffort,
             waited_for: Vec::new(),
-            quorum: 0,
+            quorums: Vec::new(),
             sole_survivor: false,
             credit: Lsn::MAX,
             exposure_max: None,

@@ -249,6 +249,13 @@ fn task_words(core: &Core, task: &Task) -> String {
             format!("stop the server cleanly for {} within {within:?}", name(to))
         }
         Task::Seal(epoch) => format!("seal the journal at epoch {epoch}"),
+        Task::CollectSeals { epoch, members, needed } => {
+            let names: Vec<String> = members.iter().map(|(node, _)| name(node)).collect();
+            format!(
+                "have {needed} of {} seal at epoch {epoch}, and fetch what is missing",
+                names.join(", ")
+            )
+        }
         Task::PromoteLocally { grant, target_lsn, .. } => {
             format!("promote the local server to timeline {} at {target_lsn}", grant.timeline)
         }

@@ -26,7 +26,9 @@ pub use identity::{
 };
 pub use incarnation::{ClusterIncarnation, ParseIncarnationError};
 pub use lsn::{Lsn, ParseLsnError};
-pub use permit::{Admission, Permit, PermitSerial, ReceiverPosition, SealedEnd, SourcePositions};
+pub use permit::{
+    Admission, Permit, PermitSerial, Quorum, ReceiverPosition, SealedEnd, SourcePositions,
+};
 pub use seeded::SeededBug;
 #[cfg(feature = "seeded-bugs")]
 pub use seeded::seed_bug;

@@ -30,10 +30,13 @@ pub struct Permit {
     pub deadline: BootInstant,
     /// The dial, the stricter of what is in force and what is pending.
     pub mode: DurabilityMode,
-    /// Who must have made a commit durable before it is released, in mode `zero`.
+    /// Who is waited for. In mode `zero` all of them must have made a commit durable before it is
+    /// released, unless `quorums` says otherwise; exposure counts from the one that has least.
     pub waited_for: Vec<NodeId>,
-    /// How many of them suffice; equal to their count unless a quorum is configured.
-    pub quorum: usize,
+    /// In mode `zero`: each of these has to be met instead of all of `waited_for`. None where all are
+    /// waited for; two or more while who is waited for changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quorums: Vec<Quorum>,
     /// It is recorded that nobody is waited for: only then may `zero` release with an empty set.
     pub sole_survivor: bool,
     /// In `bounded` and `best-effort`: nothing is released beyond this position.
@@ -41,6 +44,28 @@ pub struct Permit {
     /// In `bounded`: the oldest released commit that is not durable at the passive may be this old
     /// (R − D); `None` when there is no ceiling or it has been lifted in Raft.
     pub exposure_max: Option<Duration>,
+}
+
+/// Of these members so many must have made a commit durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quorum {
+    /// Who counts; nobody twice.
+    pub members: Vec<NodeId>,
+    /// How many of them suffice.
+    pub needed: usize,
+}
+
+impl Quorum {
+    /// How many suffice: a quorum of none would be no durability at all; it cannot be configured, and
+    /// means all.
+    pub fn needed_count(&self) -> usize {
+        if self.needed == 0 { self.members.len() } else { self.needed }
+    }
+
+    /// All of its members are needed.
+    pub fn is_all(&self) -> bool {
+        self.needed_count() >= self.members.len()
+    }
 }
 
 /// Leave to store and acknowledge WAL at a passive.

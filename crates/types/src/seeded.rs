@@ -61,11 +61,15 @@ pub enum SeededBug {
     NoDirtyMarker,
     /// The clock stands still while the machine is suspended.
     ClockStopsInSuspend,
+    /// With k of n waited for, a candidate is promoted on its own seal alone (mistake 10).
+    PromoteOnOwnSeal,
+    /// With k of n waited for, a change of the n is recorded while the gate waits for the old ones only.
+    QuorumChangedAlone,
 }
 
 impl SeededBug {
     /// Every one of them.
-    pub const ALL: [SeededBug; 26] = [
+    pub const ALL: [SeededBug; 28] = [
         SeededBug::NoMargin,
         SeededBug::DriftSignTurned,
         SeededBug::CommittedTakenForAccepted,
@@ -92,6 +96,8 @@ impl SeededBug {
         SeededBug::OldEpochAccepted,
         SeededBug::NoDirtyMarker,
         SeededBug::ClockStopsInSuspend,
+        SeededBug::PromoteOnOwnSeal,
+        SeededBug::QuorumChangedAlone,
     ];
 
     /// Whether this mistake is to be made now, on this thread.

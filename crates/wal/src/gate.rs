@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use understudy_types::{
-    BootInstant, DurabilityMode, Lsn, NodeId, Permit, ReceiverPosition, SeededBug,
+    BootInstant, DurabilityMode, Lsn, NodeId, Permit, Quorum, ReceiverPosition, SeededBug,
 };
 
 use crate::exposure::ExposureTracker;
@@ -121,28 +121,46 @@ pub fn release(
     Release { upto, reason, look_again: Some(look_again), delay }
 }
 
-/// The position against which exposure counts: what survives at *every* node that could take over.
+/// The position against which exposure counts: what survives the loss of this site, whoever takes over.
 ///
-/// With nobody waited for it is the best of whoever is there; 0/0 if there is nobody.
-pub fn surviving_lsn(waited_for: &[NodeId], receivers: &[ReceiverPosition]) -> Lsn {
+/// Where all are waited for that is what *every* one of them has. With quorums, a promotion takes what
+/// any of n − k + 1 of them has, so it is what k of them have. With nobody waited for it is the best of
+/// whoever is there; 0/0 if there is nobody. Without a permit nobody is waited for yet.
+pub fn surviving_lsn(permit: Option<&Permit>, receivers: &[ReceiverPosition]) -> Lsn {
     let of = |node: &NodeId| {
         let found = receivers.iter().find(|receiver| receiver.node == *node);
         found.map_or(Lsn::ZERO, |receiver| receiver.durable_lsn)
     };
-    let least = waited_for.iter().map(of).min();
-    let best = || receivers.iter().map(|receiver| receiver.durable_lsn).max();
-    least.or_else(best).unwrap_or(Lsn::ZERO)
+    let Some(permit) = permit.filter(|permit| !permit.waited_for.is_empty()) else {
+        let best = receivers.iter().map(|receiver| receiver.durable_lsn).max();
+        return best.unwrap_or(Lsn::ZERO);
+    };
+    let kth = |quorum: &Quorum| {
+        let mut durable: Vec<Lsn> = quorum.members.iter().map(of).collect();
+        durable.sort_unstable_by(|a, b| b.cmp(a));
+        let last = quorum.needed_count().checked_sub(1);
+        last.and_then(|last| durable.get(last)).copied().unwrap_or(Lsn::ZERO)
+    };
+    let by_quorum = permit.quorums.iter().map(kth).min();
+    let by_all = || permit.waited_for.iter().map(of).min();
+    by_quorum.or_else(by_all).unwrap_or(Lsn::ZERO)
 }
 
-/// The same, where it is known: `None` while a node that is waited for has not said where it stands,
-/// or nobody has. Unknown is not 0/0: what would be lost then is not "everything since the beginning".
-pub fn known_surviving_lsn(waited_for: &[NodeId], receivers: &[ReceiverPosition]) -> Option<Lsn> {
-    let known = |node: &NodeId| receivers.iter().any(|receiver| receiver.node == *node);
-    let all_known = !receivers.is_empty() && waited_for.iter().all(known);
-    all_known.then(|| surviving_lsn(waited_for, receivers))
+/// The same, where it is known: `None` while fewer of those who are waited for have said where they stand
+/// than have to have a commit, or nobody has. Unknown is not 0/0: what would be lost then is not
+/// "everything since the beginning".
+pub fn known_surviving_lsn(permit: Option<&Permit>, receivers: &[ReceiverPosition]) -> Option<Lsn> {
+    let known = |node: &&NodeId| receivers.iter().any(|receiver| receiver.node == **node);
+    let enough =
+        |quorum: &Quorum| quorum.members.iter().filter(known).count() >= quorum.needed_count();
+    let all_known = permit.is_none_or(|permit| match permit.quorums.is_empty() {
+        true => permit.waited_for.iter().all(|node| known(&node)),
+        false => permit.quorums.iter().all(enough),
+    });
+    (!receivers.is_empty() && all_known).then(|| surviving_lsn(permit, receivers))
 }
 
-/// min(F, k-th largest durable of those waited for), if enough of them are attached.
+/// min(F, for each quorum the k-th largest durable of its members), if enough of them are attached.
 fn zero(permit: &Permit, positions: &GatePositions<'_>) -> (Lsn, GateReason) {
     if permit.waited_for.is_empty() {
         return if permit.sole_survivor {
@@ -151,26 +169,38 @@ fn zero(permit: &Permit, positions: &GatePositions<'_>) -> (Lsn, GateReason) {
             (positions.last_report, GateReason::NobodyWaitedFor)
         };
     }
-    // A quorum of none would be no durability at all; it cannot be configured, and means all here.
-    let all = permit.waited_for.len();
-    let needed_count = if permit.quorum == 0 { all } else { permit.quorum };
-    let waited = |receiver: &&ReceiverPosition| {
-        receiver.attached && permit.waited_for.contains(&receiver.node)
-    };
-    let mut durable: Vec<Lsn> =
-        positions.receivers.iter().filter(waited).map(|receiver| receiver.durable_lsn).collect();
-    let attached_count = durable.len();
-    if attached_count < needed_count {
-        let reason = GateReason::NotAttached { attached_count, needed_count };
-        return (positions.last_report, reason);
-    }
-    durable.sort_unstable_by(|a, b| b.cmp(a));
-    let kth = durable[needed_count - 1];
-    if kth < positions.flush_lsn {
-        (kth, GateReason::WaitingForDurable)
+    let durable = if permit.quorums.is_empty() {
+        let all = permit.waited_for.len();
+        kth_durable(&permit.waited_for, all, positions.receivers)
     } else {
-        (positions.flush_lsn, GateReason::CaughtUp)
+        permit.quorums.iter().try_fold(Lsn::MAX, |least, quorum| {
+            let needed = quorum.needed_count();
+            let kth = kth_durable(&quorum.members, needed, positions.receivers)?;
+            Ok(least.min(kth))
+        })
+    };
+    match durable {
+        Err(not_attached) => (positions.last_report, not_attached),
+        Ok(durable) if durable < positions.flush_lsn => (durable, GateReason::WaitingForDurable),
+        Ok(_) => (positions.flush_lsn, GateReason::CaughtUp),
     }
+}
+
+/// What at least `needed_count` attached ones of `members` have made durable; else, that too few are.
+fn kth_durable(
+    members: &[NodeId],
+    needed_count: usize,
+    receivers: &[ReceiverPosition],
+) -> Result<Lsn, GateReason> {
+    let mut durable: Vec<Lsn> = receivers
+        .iter()
+        .filter(|receiver| receiver.attached && members.contains(&receiver.node))
+        .map(|receiver| receiver.durable_lsn)
+        .collect();
+    durable.sort_unstable_by(|a, b| b.cmp(a));
+    let kth = needed_count.checked_sub(1).and_then(|last| durable.get(last));
+    let attached_count = durable.len();
+    kth.copied().ok_or(GateReason::NotAttached { attached_count, needed_count })
 }
 
 /// min(F, credit).
@@ -196,7 +226,7 @@ fn bounded(
     if permit.waited_for.is_empty() && !permit.sole_survivor {
         return Allowed::now(positions.last_report, GateReason::NobodyWaitedFor);
     }
-    let surviving = surviving_lsn(&permit.waited_for, positions.receivers);
+    let surviving = surviving_lsn(Some(permit), positions.receivers);
     // Judged as if released now: the acknowledged commit that ends the span is the one in question.
     let exposes = limit > surviving;
     let exposure = if exposes { tracker.time_if_released(surviving, now) } else { Duration::ZERO };

@@ -1,7 +1,7 @@
 //! Properties of the gate: what it must never release, and what it must not withhold.
 
 use proptest::prelude::*;
-use understudy_types::{Epoch, PermitSerial, PromotionId};
+use understudy_types::{Epoch, PermitSerial, PromotionId, Quorum};
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn permit(mode: DurabilityMode) -> Permit {
         deadline: DEADLINE,
         mode,
         waited_for: vec![NodeId(2)],
-        quorum: 1,
+        quorums: Vec::new(),
         sole_survivor: false,
         credit: Lsn::MAX,
         exposure_max: None,
@@ -41,7 +41,6 @@ fn judge(
 fn in_zero_nothing_passes_while_a_waited_for_node_is_detached() {
     let mut permit = permit(DurabilityMode::Zero);
     permit.waited_for = vec![NodeId(2), NodeId(3)];
-    permit.quorum = 2;
     let receivers = [receiver(2, true, 500), receiver(3, false, 500)];
     let release = judge(0, &permit, 400, 100, &receivers);
     assert_eq!(release.upto, Lsn(100));
@@ -50,6 +49,35 @@ fn in_zero_nothing_passes_while_a_waited_for_node_is_detached() {
     let receivers = [receiver(2, true, 500), receiver(3, true, 300)];
     let release = judge(0, &permit, 400, 100, &receivers);
     assert_eq!((release.upto, release.reason), (Lsn(300), GateReason::WaitingForDurable));
+}
+
+/// Of these nodes so many.
+fn quorum(members: &[u64], needed: usize) -> Quorum {
+    Quorum { members: members.iter().copied().map(NodeId).collect(), needed }
+}
+
+#[test]
+fn in_zero_so_many_of_those_waited_for_suffice_as_the_quorum_says() {
+    let mut permit = permit(DurabilityMode::Zero);
+    permit.waited_for = vec![NodeId(2), NodeId(3), NodeId(4)];
+    permit.quorums = vec![quorum(&[2, 3, 4], 2)];
+    let receivers = [receiver(2, true, 200), receiver(3, true, 390), receiver(4, true, 300)];
+    assert_eq!(judge(0, &permit, 400, 100, &receivers).upto, Lsn(300));
+    // One that is detached does not count, however much it has.
+    let receivers = [receiver(2, true, 200), receiver(3, false, 390), receiver(4, true, 300)];
+    assert_eq!(judge(0, &permit, 400, 100, &receivers).upto, Lsn(200));
+    let receivers = [receiver(2, false, 200), receiver(3, false, 390), receiver(4, true, 300)];
+    let reason = GateReason::NotAttached { attached_count: 1, needed_count: 2 };
+    assert_eq!(judge(0, &permit, 400, 100, &receivers).reason, reason);
+}
+
+#[test]
+fn while_the_set_changes_both_quorums_have_to_be_met() {
+    let mut permit = permit(DurabilityMode::Zero);
+    permit.waited_for = vec![NodeId(2), NodeId(3)];
+    permit.quorums = vec![quorum(&[2], 1), quorum(&[2, 3], 1)];
+    let receivers = [receiver(2, true, 200), receiver(3, true, 390)];
+    assert_eq!(judge(0, &permit, 400, 100, &receivers).upto, Lsn(200));
 }
 
 #[test]
@@ -221,7 +249,8 @@ prop_compose! {
     fn situations()(
         mode in modes(),
         waited in proptest::collection::vec(1u64..6, 0..5),
-        quorum in 0usize..6,
+        quorums in proptest::collection::vec(
+            (proptest::collection::vec(1u64..6, 1..5), 0usize..6), 0..3),
         sole_survivor: bool,
         credit in 0u64..1000,
         exposure_max in proptest::option::of(0u64..500),
@@ -233,7 +262,7 @@ prop_compose! {
     ) -> (Permit, Vec<ReceiverPosition>, u64, u64, u64, ExposureTracker) {
         let mut permit = permit(mode);
         permit.waited_for = waited.into_iter().map(NodeId).collect();
-        permit.quorum = quorum;
+        permit.quorums = quorums.iter().map(|(members, k)| quorum(members, *k)).collect();
         permit.sole_survivor = sole_survivor;
         permit.credit = Lsn(credit);
         permit.exposure_max = exposure_max.map(Duration::from_millis);
@@ -270,17 +299,25 @@ proptest! {
                 prop_assert!(permit.sole_survivor);
             }
             DurabilityMode::Zero => {
-                let needed = if permit.quorum == 0 { permit.waited_for.len() } else { permit.quorum };
-                let have = receivers.iter().filter(|r| {
-                    r.attached && r.durable_lsn >= release.upto && permit.waited_for.contains(&r.node)
-                });
-                prop_assert!(have.count() >= needed);
+                let everybody =
+                    [Quorum { members: permit.waited_for.clone(), needed: permit.waited_for.len() }];
+                let quorums = match permit.quorums.is_empty() {
+                    true => &everybody[..],
+                    false => &permit.quorums,
+                };
+                for quorum in quorums {
+                    let have = receivers.iter().filter(|r| {
+                        let counts = r.attached && quorum.members.contains(&r.node);
+                        counts && r.durable_lsn >= release.upto
+                    });
+                    prop_assert!(have.count() >= quorum.needed_count());
+                }
             }
             DurabilityMode::Bounded => {
                 prop_assert!(release.upto <= permit.credit);
                 let mut after = tracker.clone();
                 after.released(release.upto, now);
-                let surviving = surviving_lsn(&permit.waited_for, &receivers);
+                let surviving = surviving_lsn(Some(&permit), &receivers);
                 if let Some(ceiling) = permit.exposure_max {
                     let before = tracker.exposure(surviving).time;
                     prop_assert!(after.exposure(surviving).time <= ceiling.max(before));
@@ -296,7 +333,7 @@ proptest! {
     ) {
         permit.waited_for.sort();
         permit.waited_for.dedup();
-        permit.quorum = permit.waited_for.len();
+        permit.quorums.clear();
         permit.credit = Lsn(flush);
         let receivers: Vec<_> =
             permit.waited_for.iter().map(|node| receiver(node.0, true, flush)).collect();

@@ -110,6 +110,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Wal for Service {
     type StreamStream = Answers<v1::FromSource>;
     type TunnelStream = Answers<v1::TunnelChunk>;
+    type FetchTailStream = Answers<v1::Frame>;
 
     async fn stream(
         &self,
@@ -125,6 +126,20 @@ impl Wal for Service {
         _: Request<Streaming<v1::TunnelChunk>>,
     ) -> Result<Response<Self::TunnelStream>, Status> {
         Err(Status::unimplemented("a benchmark of WAL has no tunnel"))
+    }
+
+    async fn seal(
+        &self,
+        _: Request<v1::SealRequest>,
+    ) -> Result<Response<v1::SealResponse>, Status> {
+        Err(Status::unimplemented("a benchmark of WAL promotes nobody"))
+    }
+
+    async fn fetch_tail(
+        &self,
+        _: Request<v1::FetchTailRequest>,
+    ) -> Result<Response<Self::FetchTailStream>, Status> {
+        Err(Status::unimplemented("a benchmark of WAL promotes nobody"))
     }
 }
 
@@ -179,7 +194,7 @@ async fn renew(cell: Arc<PermitCell>, mode: DurabilityMode) {
             deadline: BootClock.now() + PERMIT_LIFE,
             mode,
             waited_for: vec![RECEIVER_ID],
-            quorum: 1,
+            quorums: Vec::new(),
             sole_survivor: false,
             credit: Lsn::MAX,
             exposure_max: (mode == DurabilityMode::Bounded).then_some(EXPOSURE_MAX),

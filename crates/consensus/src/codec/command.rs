@@ -43,17 +43,21 @@ fn write_kind(command: &Command) -> Kind {
             seq: *seq,
             cause: Some(write_release(cause)),
         }),
-        Command::SyncAdd { by, generation, node, at } => Kind::SyncAdd(message::SyncAdd {
+        Command::SyncAdd { by, generation, node, copies, at } => Kind::SyncAdd(message::SyncAdd {
             by: Some(write_proof(by)),
             generation: *generation,
             node: node.0,
             at_lsn: at.0,
+            copies: *copies,
         }),
-        Command::SyncRemove { by, generation, node } => Kind::SyncRemove(message::SyncRemove {
-            by: Some(write_proof(by)),
-            generation: *generation,
-            node: node.0,
-        }),
+        Command::SyncRemove { by, generation, node, copies } => {
+            Kind::SyncRemove(message::SyncRemove {
+                by: Some(write_proof(by)),
+                generation: *generation,
+                node: node.0,
+                copies: *copies,
+            })
+        }
         Command::SetEff { by, generation, config_version, mode, at_unix_us } => {
             Kind::SetEff(message::SetEff {
                 by: Some(write_proof(by)),
@@ -195,12 +199,14 @@ pub(super) fn read(command: v1::Command) -> Result<Command, FieldError> {
             by: read_proof(c.by)?,
             generation: c.generation,
             node: NodeId(c.node),
+            copies: c.copies,
             at: Lsn(c.at_lsn),
         },
         Kind::SyncRemove(c) => Command::SyncRemove {
             by: read_proof(c.by)?,
             generation: c.generation,
             node: NodeId(c.node),
+            copies: c.copies,
         },
         Kind::SetEff(c) => Command::SetEff {
             by: read_proof(c.by)?,

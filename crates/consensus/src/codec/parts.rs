@@ -96,6 +96,7 @@ pub(super) fn write_config(config: &ClusterConfig) -> v1::ClusterConfig {
         degrade_after_ns: nanos(config.degrade_after),
         on_sole_survivor: on_sole_survivor.into(),
         promote_without_lease_wait: config.promote_without_lease_wait,
+        durable_copies: config.durable_copies,
     }
 }
 
@@ -114,6 +115,7 @@ pub(super) fn read_config(config: Option<v1::ClusterConfig>) -> Result<ClusterCo
         degrade_after: Duration::from_nanos(config.degrade_after_ns),
         on_sole_survivor,
         promote_without_lease_wait: config.promote_without_lease_wait,
+        durable_copies: config.durable_copies,
     })
 }
 

@@ -114,6 +114,7 @@ fn write_phase(phase: &Phase) -> message::Phase {
             cause: write_promote_cause(promoting.cause),
             resumes: promoting.resumes,
             loss: Some(write_loss(&promoting.loss)),
+            others_to_seal: promoting.others_to_seal,
         }),
         handover: handover.map(switchover::write_phase),
     }
@@ -136,6 +137,7 @@ fn read_phase(phase: message::Phase) -> Result<Phase, FieldError> {
                 cause: read_promote_cause(promoting.cause)?,
                 resumes: promoting.resumes,
                 loss: read_loss(promoting.loss)?,
+                others_to_seal: promoting.others_to_seal,
             }))
         }
         v1::PhaseKind::Unspecified => Err(unspecified("phase.kind")),
@@ -172,6 +174,7 @@ fn write_durability(durability: &Durability) -> message::Durability {
         eligible: numbers(&durability.eligible),
         generation: durability.generation,
         lifted: durability.lifted,
+        copies: durability.copies,
     }
 }
 
@@ -183,6 +186,7 @@ fn read_durability(durability: message::Durability) -> Result<Durability, FieldE
         eligible: nodes(durability.eligible),
         generation: durability.generation,
         lifted: durability.lifted,
+        copies: durability.copies,
     })
 }
 

@@ -56,6 +56,7 @@ fn configs() -> Vec<ClusterConfig> {
         degrade_after: Duration::ZERO,
         on_sole_survivor,
         promote_without_lease_wait: mode == DurabilityMode::Zero,
+        durable_copies: u32::from(mode == DurabilityMode::Bounded),
     };
     vec![
         config(DurabilityMode::Zero, OnPassiveLoss::Stall, OnSoleSurvivor::Open),
@@ -129,8 +130,8 @@ fn holder_commands() -> Vec<Command> {
         Command::Renew { by: BY, seq: 0, ttl: Duration::ZERO, published: Published::default() },
         Command::Release { by: BY, seq: 5, cause: ReleaseCause::Fenced },
         Command::Release { by: BY, seq: 5, cause: ReleaseCause::CleanEnd(Lsn::ZERO) },
-        Command::SyncAdd { by: BY, generation: 8, node: NodeId(1), at: Lsn(77) },
-        Command::SyncRemove { by: BY, generation: 8, node: NodeId(1) },
+        Command::SyncAdd { by: BY, generation: 8, node: NodeId(1), copies: 2, at: Lsn(77) },
+        Command::SyncRemove { by: BY, generation: 8, node: NodeId(1), copies: 1 },
         Command::ClearMark { by: BY, node: NodeId(1) },
         Command::Handover { by: BY, operation: 0 },
         Command::Handover { by: BY, operation: u64::MAX },
@@ -328,6 +329,7 @@ fn full() -> ClusterState {
         durability: Durability {
             mode: DurabilityMode::Zero,
             waited: BTreeSet::from([NodeId(1), NodeId(2)]),
+            copies: 1,
             eligible: BTreeSet::from([NodeId(2)]),
             generation: 5,
             lifted: false,
@@ -373,6 +375,7 @@ fn states() -> Vec<ClusterState> {
         cause: PromoteCause::Supersede,
         resumes: true,
         loss: losses()[0],
+        others_to_seal: 1,
     });
     let mut bare_holder = full();
     bare_holder.holder =

@@ -18,6 +18,8 @@ enum Step {
     Confirming,
     /// Making the epoch durable and refusing older frames.
     Sealing,
+    /// Having enough of those that are waited for seal theirs, and fetching what the own journal lacks.
+    Collecting,
     /// Waiting until the standby has replayed the sealed end.
     Replaying(SealedEnd),
     /// The standby is down: looking at what the data directory holds before anything starts on it.
@@ -64,6 +66,7 @@ impl Candidate {
         match self.step {
             Step::Confirming => "candidate",
             Step::Sealing => "sealing",
+            Step::Collecting => "collecting",
             Step::Replaying(_) | Step::Surveying(_) => "replaying",
             Step::ConfirmingAgain(_) | Step::Promoting => "promoting",
             Step::Resuming => "resuming",
@@ -99,6 +102,7 @@ impl Core {
         match self.candidate().step {
             Step::Confirming if idle => self.run(Task::ReadIndex),
             Step::Sealing if idle => self.run(Task::Seal(self.state.epoch)),
+            Step::Collecting if idle => self.collect_seals(&promoting),
             Step::Replaying(sealed) => {
                 self.watch_replay(&promoting, sealed, idle);
             }
@@ -110,6 +114,7 @@ impl Core {
             }
             Step::Confirming
             | Step::Sealing
+            | Step::Collecting
             | Step::Surveying(_)
             | Step::ConfirmingAgain(_)
             | Step::Promoting => {}
@@ -253,7 +258,7 @@ impl Core {
         let first = promoting.cause == crate::state::PromoteCause::Bootstrap;
         match completion {
             Completion::ReadDone => self.confirmed(&promoting, first),
-            Completion::Sealed(Some(sealed)) => self.sealed(sealed),
+            Completion::Sealed(Some(sealed)) => self.sealed(&promoting, sealed),
             Completion::Sealed(None) => {
                 self.trouble = Some("its journal is empty: it cannot be promoted".to_owned());
             }
@@ -278,9 +283,26 @@ impl Core {
         }
     }
 
+    /// What is acknowledged by k of n may be missing here, and is at one of any n - k + 1 of them.
+    fn collect_seals(&mut self, promoting: &Promoting) {
+        let waited = self.state.durability.waited.iter();
+        let others = waited.copied().filter(|node| *node != self.me);
+        let members = others.map(|node| (node, self.state.known_durable(node))).collect();
+        let (epoch, needed) = (self.state.epoch, promoting.others_to_seal as usize);
+        self.run(Task::CollectSeals { epoch, members, needed });
+    }
+
     /// After a clean handover the seal must reach the end of the old active's WAL: with less, the old
     /// active goes on, which has it.
-    fn sealed(&mut self, sealed: SealedEnd) {
+    fn sealed(&mut self, promoting: &Promoting, sealed: SealedEnd) {
+        let own_first = matches!(self.candidate().step, Step::Sealing);
+        let others = promoting.others_to_seal > 0 && !SeededBug::PromoteOnOwnSeal.is_on();
+        if own_first && others {
+            self.candidate().step = Step::Collecting;
+            self.collect_seals(promoting);
+            return;
+        }
+        self.trouble = None;
         let clean_end = self.state.switchover.as_ref().and_then(|found| found.clean_end);
         match clean_end.filter(|end| sealed.record_end_lsn < *end) {
             Some(end) => {
@@ -312,6 +334,7 @@ impl Core {
             }
             Step::ConfirmingAgain(sealed) => self.promote_locally(promoting, sealed.record_end_lsn),
             Step::Sealing
+            | Step::Collecting
             | Step::Replaying(_)
             | Step::Surveying(_)
             | Step::Promoting
@@ -342,6 +365,7 @@ impl Core {
             Step::Promoting | Step::ConfirmingAgain(_) => self.candidate().step = Step::Confirming,
             Step::Confirming
             | Step::Sealing
+            | Step::Collecting
             | Step::Replaying(_)
             | Step::Surveying(_)
             | Step::Resuming

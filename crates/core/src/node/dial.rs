@@ -5,7 +5,9 @@
 //! A weakening is recorded first; the permit follows the applied state. Nothing here loosens a permit.
 
 use serde::{Deserialize, Serialize};
-use understudy_types::{BootInstant, DurabilityMode, NodeId, PermitSerial, SourcePositions};
+use understudy_types::{
+    BootInstant, DurabilityMode, NodeId, PermitSerial, Quorum, SourcePositions,
+};
 
 use super::{Core, Slot, receiver_of};
 use crate::state::Command;
@@ -59,6 +61,12 @@ impl Core {
 
     /// Whether what was acknowledged so far is where `mode` promises it.
     fn strong_enough(&mut self, source: &SourcePositions, mode: DurabilityMode) -> bool {
+        let durability = &self.state.durability;
+        if mode == DurabilityMode::Zero && durability.is_quorum() {
+            let members = durability.waited.iter().copied().collect();
+            let quorum = Quorum { members, needed: durability.copies_count() };
+            return self.satisfied(source, &quorum);
+        }
         let floor = self.stage().floor.max(source.released_lsn);
         let eligible: Vec<NodeId> = self.state.durability.eligible.iter().copied().collect();
         match mode {

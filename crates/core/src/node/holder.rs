@@ -1,18 +1,17 @@
-//! The holder of a running epoch: lease, permit, start and restart, the set of those who are waited
-//! for, and giving the lease back.
+//! The holder of a running epoch: lease, permit, start and restart, and giving the lease back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use understudy_types::{
-    BootInstant, DurabilityMode, Epoch, Lsn, NodeId, Permit, PermitSerial, ReceiverPosition,
-    SeededBug, SourcePositions, Survival,
+    BootInstant, DurabilityMode, Epoch, Lsn, NodeId, Permit, PermitSerial, Quorum, SeededBug,
+    Survival,
 };
 
 use super::switchover::Switching;
-use super::{Action, Completion, Core, PostgresView, Role, Slot, Task, receiver_of};
-use crate::OnPassiveLoss;
+use super::sync_set::Leaving;
+use super::{Action, Completion, Core, PostgresView, Role, Slot, Task};
 use crate::state::{Command, HolderProof, Measured, Published, ReleaseCause};
 
 /// A server that answers neither an open session nor a new one for this long has failed.
@@ -25,8 +24,6 @@ const RESTARTS_MAX: usize = 3;
 const RESTART_WINDOW: Duration = Duration::from_secs(300);
 /// How far beyond its flush position a holder may release until its next renewal.
 const CREDIT_BYTES: u64 = 256 * 1024 * 1024;
-/// In `bounded`, a passive that is further behind than this has not caught up yet.
-const CAUGHT_UP: Duration = Duration::from_secs(1);
 
 /// What the holder is doing.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -67,14 +64,20 @@ pub(super) struct HolderStage {
     /// Own flushed end when the server was taken: everything that may ever have been acknowledged.
     pub(super) floor: Lsn,
     /// Waited for although not recorded yet: strengthen first.
-    pending_adds: BTreeSet<NodeId>,
+    pub(super) pending_adds: BTreeSet<NodeId>,
     /// The permit that first contained them.
-    added_by: BTreeMap<NodeId, PermitSerial>,
+    pub(super) added_by: BTreeMap<NodeId, PermitSerial>,
     /// Joins whose outcome is unknown, with their generation.
-    proposed_adds: BTreeMap<NodeId, u64>,
+    pub(super) proposed_adds: BTreeMap<NodeId, u64>,
+    /// Who is about to leave a quorum.
+    #[serde(default)]
+    pub(super) leaving: Option<Leaving>,
+    /// The quorums that the newest permit waits for, each with the first permit that did.
+    #[serde(default)]
+    pub(super) quorums_since: Vec<(Quorum, PermitSerial)>,
     /// How the gate was made to wait as a stricter mode demands, before that is recorded.
     pub(super) strengthening: Option<super::dial::Strengthening>,
-    last_attached: BTreeMap<NodeId, BootInstant>,
+    pub(super) last_attached: BTreeMap<NodeId, BootInstant>,
     restarts: Vec<BootInstant>,
     /// The switchover that is being carried out.
     pub(super) switching: Option<Switching>,
@@ -97,6 +100,8 @@ impl HolderStage {
             pending_adds: BTreeSet::new(),
             added_by: BTreeMap::new(),
             proposed_adds: BTreeMap::new(),
+            leaving: None,
+            quorums_since: Vec::new(),
             strengthening: None,
             last_attached: BTreeMap::new(),
             restarts: Vec::new(),
@@ -449,6 +454,7 @@ impl Core {
             }
             Task::PrepareData
             | Task::Seal(_)
+            | Task::CollectSeals { .. }
             | Task::PromoteLocally { .. }
             | Task::Survey
             | Task::Join { .. } => {}
@@ -466,111 +472,6 @@ impl Core {
         let cause = self.stage().release;
         let command = Command::Release { by, seq, cause };
         self.propose(now, Slot::Release, command);
-    }
-
-    /// Strengthen first and record after; record a weakening first and do it after (RULE 1).
-    fn change_sync_set(&mut self, now: BootInstant) {
-        let Some(source) = self.source.clone() else { return };
-        for receiver in source.receivers.iter().filter(|receiver| receiver.attached) {
-            self.stage().last_attached.insert(receiver.node, now);
-        }
-        let members: Vec<NodeId> =
-            self.state.data_nodes().filter(|node| *node != self.me).collect();
-        for node in members {
-            // Waited for and not eligible: a mark came late. It is cleared, and the node recorded anew, as
-            // for one that joins; else it would be waited for without ever protecting anything.
-            let eligible = self.state.durability.eligible.contains(&node);
-            if self.state.durability.waited.contains(&node) && !eligible {
-                self.weaken_if_lost(now, &source, node);
-                self.strengthen(now, &source, node);
-            } else if eligible {
-                let stage = self.stage();
-                stage.pending_adds.remove(&node);
-                stage.proposed_adds.remove(&node);
-                self.weaken_if_lost(now, &source, node);
-            } else {
-                self.strengthen(now, &source, node);
-            }
-        }
-    }
-
-    fn strengthen(&mut self, now: BootInstant, source: &SourcePositions, node: NodeId) {
-        let generation = self.state.durability.generation;
-        let unknown = self.stage().proposed_adds.get(&node) == Some(&generation);
-        let ready = receiver_of(source, node)
-            .filter(|receiver| receiver.attached && receiver.replay_lsn.is_some())
-            .copied();
-        let Some(receiver) = ready else {
-            if unknown {
-                // It may be recorded any moment, so it stays in the gate's set until that is known.
-                let at = receiver_of(source, node).map_or(Lsn::ZERO, |r| r.durable_lsn);
-                self.propose_add(now, generation, node, at);
-            } else {
-                self.stage().pending_adds.remove(&node);
-            }
-            return;
-        };
-        if self.state.marks.contains_key(&node) {
-            let by = self.proof();
-            self.propose(now, Slot::Mark, Command::ClearMark { by, node });
-            return;
-        }
-        if !SeededBug::JoinBeforeWait.is_on() && self.stage().pending_adds.insert(node) {
-            let next = PermitSerial(self.permit_serial.0 + 1);
-            self.stage().added_by.insert(node, next);
-            return; // publish_permit hands out the widened permit; its being in force comes back
-        }
-        let added_by = self.stage().added_by.get(&node).copied();
-        // The positions too must have been read under that permit: what an earlier one released since
-        // they were read would be missing in them (mistake 16).
-        let waits = added_by.is_some_and(|serial| {
-            self.permit_in_force >= serial && source.permit.is_some_and(|read| read >= serial)
-        }) || SeededBug::JoinBeforeWait.is_on();
-        if waits && self.caught_up(source, &receiver) {
-            self.propose_add(now, generation, node, receiver.durable_lsn);
-        }
-    }
-
-    /// Everything that was ever acknowledged is durable there (`zero`), or as good as (`bounded`).
-    fn caught_up(&mut self, source: &SourcePositions, receiver: &ReceiverPosition) -> bool {
-        if SeededBug::StrengthenWithoutFloor.is_on() {
-            return true;
-        }
-        let floor = self.stage().floor.max(source.released_lsn);
-        match self.mode_in_force() {
-            DurabilityMode::Zero => receiver.durable_lsn >= floor,
-            DurabilityMode::Bounded | DurabilityMode::BestEffort => {
-                let floor = self.stage().floor;
-                receiver.durable_lsn >= floor && source.exposure.time <= CAUGHT_UP
-            }
-        }
-    }
-
-    fn propose_add(&mut self, now: BootInstant, generation: u64, node: NodeId, at: Lsn) {
-        self.stage().proposed_adds.insert(node, generation);
-        let by = self.proof();
-        self.propose(now, Slot::SyncAdd(node), Command::SyncAdd { by, generation, node, at });
-    }
-
-    fn weaken_if_lost(&mut self, now: BootInstant, source: &SourcePositions, node: NodeId) {
-        if self.state.config.on_passive_loss != OnPassiveLoss::Degrade {
-            return;
-        }
-        let last = *self.stage().last_attached.entry(node).or_insert(now);
-        let away = now.since(last);
-        let lost = match self.mode_in_force() {
-            DurabilityMode::Zero => away >= self.state.config.degrade_after,
-            DurabilityMode::Bounded => {
-                let near = self.state.config.rpo.saturating_sub(self.timing.ttl * 2);
-                !away.is_zero() && source.exposure.time >= near
-            }
-            DurabilityMode::BestEffort => false,
-        };
-        if lost {
-            let generation = self.state.durability.generation;
-            let by = self.proof();
-            self.propose(now, Slot::SyncRemove(node), Command::SyncRemove { by, generation, node });
-        }
     }
 
     /// The stricter of what is in force and what is wanted.
@@ -591,6 +492,7 @@ impl Core {
         if SeededBug::RemoveBeforeRecorded.is_on() {
             waited_for.retain(|node| !self.pending.contains_key(&Slot::SyncRemove(*node)));
         }
+        let quorums = self.quorums();
         let published = self.state.holder.as_ref().and_then(|holder| holder.published.as_ref());
         let credit = published.map_or(Lsn::ZERO, |published| published.credit);
         let ceiling = self.state.config.rpo.saturating_sub(self.timing.ttl);
@@ -601,7 +503,7 @@ impl Core {
             promotion: grant.promotion,
             deadline,
             mode,
-            quorum: waited_for.len(),
+            quorums,
             sole_survivor: lifted && waited_for.is_empty(),
             waited_for: waited_for.into_iter().collect(),
             credit,
@@ -610,8 +512,10 @@ impl Core {
         if self.permit.as_ref() == Some(&wanted) {
             return;
         }
-        self.permit_serial = PermitSerial(self.permit_serial.0 + 1);
-        let permit = Permit { serial: self.permit_serial, ..wanted };
+        let serial = PermitSerial(self.permit_serial.0 + 1);
+        self.stage().note_quorums(&wanted.quorums, serial);
+        self.permit_serial = serial;
+        let permit = Permit { serial, ..wanted };
         self.permit = Some(permit.clone());
         self.actions.push_back(Action::SetPermit(permit));
     }

@@ -20,6 +20,7 @@ pub mod lease;
 mod passive;
 mod settled;
 mod switchover;
+mod sync_set;
 mod views;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -247,6 +248,17 @@ pub enum Task {
     },
     /// Stop following, make the epoch durable, refuse older frames from now on.
     Seal(Epoch),
+    /// Have others seal their journals for this epoch, and fetch what the furthest of them has beyond the
+    /// own sealed journal. Answered by `Sealed` with the end after that.
+    CollectSeals {
+        /// The epoch.
+        epoch: Epoch,
+        /// Who may be asked, and what each is known to have had: one that has less has lost WAL, and its
+        /// seal says nothing of what it acknowledged.
+        members: Vec<(NodeId, Lsn)>,
+        /// So many of them have to have answered.
+        needed: usize,
+    },
     /// Promote the local standby to the granted timeline, behind a closed pg_hba.
     PromoteLocally {
         /// What was granted.
@@ -338,7 +350,7 @@ pub struct Standing {
 enum Role {
     /// Nothing to do yet.
     Idle,
-    Holder(HolderStage),
+    Holder(Box<HolderStage>),
     Candidate(Candidate),
     Passive(PassiveStage),
 }
@@ -692,7 +704,8 @@ impl Core {
                 let same = matches!(&self.role, Role::Holder(s) if s.epoch() == self.state.epoch);
                 if !same {
                     self.leave_role();
-                    self.role = Role::Holder(HolderStage::begin(self.state.epoch, now));
+                    let stage = HolderStage::begin(self.state.epoch, now);
+                    self.role = Role::Holder(Box::new(stage));
                 }
             }
             (Phase::Promoting(_) | Phase::Running | Phase::Handover(_), _) => {

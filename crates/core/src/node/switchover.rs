@@ -171,7 +171,11 @@ impl Core {
             return Some("the active's own WAL path is not up".to_owned());
         };
         let attached = |node: &NodeId| receiver_of(source, *node).is_some_and(|r| r.attached);
-        if let Some(away) = self.state.durability.waited.iter().find(|node| !attached(node)) {
+        let durability = &self.state.durability;
+        // Of a quorum one may be away, as long as enough are there for the stop to be confirmed.
+        let present_count = durability.waited.iter().filter(|node| attached(node)).count();
+        let away = durability.waited.iter().find(|node| !attached(node));
+        if let Some(away) = away.filter(|_| present_count < durability.copies_count()) {
             return Some(format!("{} does not receive WAL", self.state.name_of(*away)));
         }
         let receiver = receiver_of(source, to)?;
@@ -347,6 +351,7 @@ impl Core {
             | Task::Drain
             | Task::PrepareSwitchover
             | Task::Seal(_)
+            | Task::CollectSeals { .. }
             | Task::PromoteLocally { .. }
             | Task::Survey
             | Task::Join { .. } => {}

@@ -46,11 +46,11 @@ impl ClusterState {
                 self.note_clean_end();
                 Ok(None)
             }
-            Command::SyncAdd { by, generation, node, at } => {
-                self.sync_add(by, *generation, *node, *at)
+            Command::SyncAdd { by, generation, node, copies, at } => {
+                self.sync_add(by, *generation, *node, *copies, *at)
             }
-            Command::SyncRemove { by, generation, node } => {
-                self.sync_remove(by, *generation, *node)
+            Command::SyncRemove { by, generation, node, copies } => {
+                self.sync_remove(by, *generation, *node, *copies)
             }
             Command::SetEff { by, generation, config_version, mode, at_unix_us } => {
                 self.set_eff(by, *generation, *config_version, *mode, *at_unix_us)
@@ -177,7 +177,14 @@ impl ClusterState {
         Ok(None)
     }
 
-    fn sync_add(&mut self, by: &HolderProof, generation: u64, node: NodeId, at: Lsn) -> Applied {
+    fn sync_add(
+        &mut self,
+        by: &HolderProof,
+        generation: u64,
+        node: NodeId,
+        copies: u32,
+        at: Lsn,
+    ) -> Applied {
         self.check_holder(by)?;
         self.check_running()?;
         self.check_sync_generation(generation)?;
@@ -192,6 +199,7 @@ impl ClusterState {
             return Err(Rejection::NoChange);
         }
         self.durability.waited.insert(node);
+        self.durability.copies = copies;
         self.durability.eligible.insert(node);
         self.durability.lifted = false;
         // The mode stays: what was waited for by this join was the mode in force or a stricter one,
@@ -205,13 +213,20 @@ impl ClusterState {
         Ok(None)
     }
 
-    fn sync_remove(&mut self, by: &HolderProof, generation: u64, node: NodeId) -> Applied {
+    fn sync_remove(
+        &mut self,
+        by: &HolderProof,
+        generation: u64,
+        node: NodeId,
+        copies: u32,
+    ) -> Applied {
         self.check_holder(by)?;
         self.check_running()?;
         self.check_sync_generation(generation)?;
         if !self.durability.waited.remove(&node) {
             return Err(Rejection::NoChange);
         }
+        self.durability.copies = copies;
         self.durability.eligible.remove(&node);
         self.durability.lifted = self.durability.waited.is_empty();
         self.durability.generation += 1;
@@ -262,6 +277,7 @@ impl ClusterState {
             Some(durable) if !resumes => self.loss_bound(*to, *durable),
             Some(_) | None => LossBound::NONE,
         };
+        let others_to_seal = if resumes { 0 } else { self.others_to_seal(*to) };
         self.adopt_system_id(*cause, *system_id)?;
         // An acceptance is used up by the grant.
         if let Some(order) = &mut self.order {
@@ -287,6 +303,7 @@ impl ClusterState {
             cause: *cause,
             resumes,
             loss,
+            others_to_seal: u32::try_from(others_to_seal).unwrap_or(u32::MAX),
         });
         Ok(None)
     }
@@ -456,6 +473,11 @@ impl ClusterState {
         // it is released it could never be granted again (mistake 29).
         self.marks.remove(node);
         self.durability = self.durability_alone();
+        // Where the others stood counts for nobody until they have joined anew, and on a timeline that was
+        // left they may have stood beyond everything on the present one (mistake 34).
+        if let Some(published) = self.holder.as_mut().and_then(|h| h.published.as_mut()) {
+            published.durable.clear();
+        }
         // In the new epoch nothing has been acknowledged yet, so what is wanted is in force.
         self.end_dial_changes(OperationStatus::Done, *at_unix_us);
         if let Some(order) = self.order.take() {
@@ -476,6 +498,7 @@ impl ClusterState {
         Durability {
             mode: self.config.mode,
             waited: BTreeSet::new(),
+            copies: 0,
             eligible: BTreeSet::new(),
             generation: self.durability.generation + 1,
             // The first grant has no data to protect yet; later ones follow the policy.

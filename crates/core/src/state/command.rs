@@ -119,6 +119,9 @@ pub enum Command {
         generation: u64,
         /// Who is added.
         node: NodeId,
+        /// k from then on, as in [`super::Durability::copies`].
+        #[serde(default, skip_serializing_if = "crate::config::is_zero")]
+        copies: u32,
         /// Everything acknowledged up to here is durable there.
         at: Lsn,
     },
@@ -130,6 +133,9 @@ pub enum Command {
         generation: u64,
         /// Who is removed.
         node: NodeId,
+        /// k from then on, as in [`super::Durability::copies`].
+        #[serde(default, skip_serializing_if = "crate::config::is_zero")]
+        copies: u32,
     },
     /// The mode that the configuration wants is in force. A strengthening is proposed only once the
     /// gate waits as it demands and everything ever acknowledged is where it has to be.

@@ -211,6 +211,8 @@ impl ClusterState {
     pub fn promotes_on_seal(&self, to: NodeId) -> bool {
         self.config.promote_without_lease_wait
             && self.durability.mode == DurabilityMode::Zero
+            // With a quorum the others could go on without the one that is sealed.
+            && !self.durability.is_quorum()
             && self.durability.eligible.contains(&to)
     }
 }

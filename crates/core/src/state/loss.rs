@@ -76,6 +76,15 @@ impl ClusterState {
     /// What may be missing at `to`, whose journal is durable up to `durable_lsn`, if the present
     /// holder is lost.
     pub fn loss_bound(&self, to: NodeId, durable_lsn: Lsn) -> LossBound {
+        // With a quorum it will have fetched what enough of them have, before it opens.
+        let fetches = self.durability.is_quorum() && self.durability.eligible.contains(&to);
+        let published = self.holder.as_ref().and_then(|holder| holder.published.as_ref());
+        let fetched_lsn = published.and_then(|p| p.survives).filter(|_| fetches).map(|s| s.lsn);
+        self.loss_bound_alone(to, durable_lsn.max(fetched_lsn.unwrap_or(durable_lsn)))
+    }
+
+    /// The same where nobody else can be asked for what is missing there.
+    pub fn loss_bound_alone(&self, to: NodeId, durable_lsn: Lsn) -> LossBound {
         let holder = self.holder.as_ref();
         let Some((holder, published)) = holder.and_then(|h| Some((h, h.published.as_ref()?)))
         else {

@@ -130,6 +130,10 @@ pub struct Promoting {
     pub resumes: bool,
     /// What of the acknowledged may be missing at the candidate, by what was published last.
     pub loss: LossBound,
+    /// So many of the others that are waited for have to be sealed, and asked for what they have, before
+    /// the candidate is promoted.
+    #[serde(default, skip_serializing_if = "crate::config::is_zero")]
+    pub others_to_seal: u32,
 }
 
 /// The holder of the epoch.
@@ -205,6 +209,9 @@ pub struct Durability {
     pub mode: DurabilityMode,
     /// M: who is waited for.
     pub waited: BTreeSet<NodeId>,
+    /// k: at how many of M a commit has to be durable; 0 is all of them, any other number fewer.
+    #[serde(default, skip_serializing_if = "crate::config::is_zero")]
+    pub copies: u32,
     /// E ⊆ M: who may be promoted.
     pub eligible: BTreeSet<NodeId>,
     /// Grows with every change, so that a late duplicate is recognised.
@@ -218,10 +225,30 @@ impl Default for Durability {
         Durability {
             mode: DurabilityMode::Bounded,
             waited: BTreeSet::new(),
+            copies: 0,
             eligible: BTreeSet::new(),
             generation: 0,
             lifted: true,
         }
+    }
+}
+
+impl Durability {
+    /// k: how many of those who are waited for have to have a commit.
+    pub fn copies_count(&self) -> usize {
+        let all = self.waited.len();
+        if self.copies == 0 { all } else { all.min(self.copies as usize) }
+    }
+
+    /// Fewer than all of them suffice.
+    pub fn is_quorum(&self) -> bool {
+        self.copies_count() < self.waited.len()
+    }
+
+    /// n - k + 1: of so many of them one has whatever k of them have, so so many have to be sealed before
+    /// their ends are read (mistake 10).
+    pub fn seals_count(&self) -> usize {
+        self.waited.len() + 1 - self.copies_count()
     }
 }
 

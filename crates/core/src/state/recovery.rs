@@ -98,7 +98,7 @@ impl ClusterState {
         let promoting = match &self.phase {
             // Its server may be on the granted timeline already.
             Phase::Promoting(under_way) if under_way.to == order.survivor => {
-                Promoting { to: me, ..under_way.clone() }
+                Promoting { to: me, others_to_seal: 0, ..under_way.clone() }
             }
             Phase::Promoting(_) | Phase::Running | Phase::Handover(_) | Phase::Bootstrap => {
                 let resumes = old_last.node == order.survivor;
@@ -111,6 +111,8 @@ impl ClusterState {
                     cause: PromoteCause::LeaseOver,
                     resumes,
                     loss: order.loss,
+                    // Nobody else is there to be asked.
+                    others_to_seal: 0,
                 }
             }
         };

@@ -96,15 +96,31 @@ impl ClusterState {
         self.order.is_some() || self.handed_to().is_some()
     }
 
+    /// Where the WAL of a holder ended that handed over cleanly, also when the first who was granted the
+    /// epoch after it is superseded.
+    pub fn handover_end(&self) -> Option<Lsn> {
+        let noted = self.switchover.as_ref().and_then(|switchover| switchover.clean_end);
+        self.clean_end().or(noted)
+    }
+
+    /// How many of the others that are waited for have to be sealed, besides `to` itself, before it is
+    /// promoted. None where all were waited for, where a clean handover has put everything at `to`, or
+    /// where a person accepts what is lost.
+    pub fn others_to_seal(&self, to: NodeId) -> usize {
+        let durability = &self.durability;
+        let enough = self.handover_end().is_some()
+            || !durability.waited.contains(&to)
+            || self.accepted_loss(to).is_some();
+        if enough { 0 } else { durability.seals_count() - 1 }
+    }
+
     /// Whether `to` has the data that a promotion may rest on: after a clean stop everything up to its
     /// end, so that nothing can be lost; otherwise what the dial asks for.
     ///
     /// # Errors
     /// Why not.
     pub fn check_candidate(&self, to: NodeId, durable_lsn: Option<Lsn>) -> Result<(), Ineligible> {
-        // Also when the first who was granted the epoch after it is superseded.
-        let noted = self.switchover.as_ref().and_then(|switchover| switchover.clean_end);
-        let Some(end) = self.clean_end().or(noted) else {
+        let Some(end) = self.handover_end() else {
             return self.check_data(to, durable_lsn);
         };
         self.check_successor(to)?;

@@ -100,7 +100,7 @@ impl Bench {
 
     fn sync_add(&self, node: NodeId) -> Command {
         let generation = self.state.durability.generation;
-        Command::SyncAdd { by: self.proof(A, 1), generation, node, at: Lsn(900) }
+        Command::SyncAdd { by: self.proof(A, 1), generation, node, copies: 0, at: Lsn(900) }
     }
 
     fn promote_command(
@@ -205,9 +205,9 @@ fn a_join_meant_for_an_older_generation_is_rejected() {
     let mut bench = Bench::protected(DurabilityMode::Zero);
     let generation = bench.state.durability.generation;
     let by = bench.proof(A, 1);
-    let remove = Command::SyncRemove { by, generation, node: B };
+    let remove = Command::SyncRemove { by, generation, node: B, copies: 0 };
     bench.accept(remove.clone());
-    let duplicate = Command::SyncAdd { by, generation, node: B, at: Lsn(1) };
+    let duplicate = Command::SyncAdd { by, generation, node: B, copies: 0, at: Lsn(1) };
     assert!(matches!(bench.reject(duplicate), Rejection::Generation { .. }));
     assert!(matches!(bench.reject(remove), Rejection::Generation { .. }));
 }
@@ -255,7 +255,7 @@ fn a_node_that_left_the_set_or_is_marked_is_not_promoted() {
     let mut bench = Bench::protected(DurabilityMode::Bounded);
     let generation = bench.state.durability.generation;
     let by = bench.proof(A, 1);
-    bench.accept(Command::SyncRemove { by, generation, node: B });
+    bench.accept(Command::SyncRemove { by, generation, node: B, copies: 0 });
     let command = bench.promote_command(B, PromoteCause::LeaseOver, tli(2), Some(900));
     let expected = Rejection::NotEligible { node: B, why: Ineligible::Lifted };
     assert_eq!(bench.reject(command), expected);
@@ -399,8 +399,8 @@ fn arbitrary(bench: &mut Bench, choice: u8, a: u64, b: u64) -> Command {
     let generation = bench.state.durability.generation.saturating_sub(b % 2);
     match choice % 17 {
         0 => bench.renew(node, b % 3, a % 20),
-        1 => Command::SyncAdd { by, generation, node: NodeId(b % 4), at: Lsn(a) },
-        2 => Command::SyncRemove { by, generation, node: NodeId(b % 4) },
+        1 => Command::SyncAdd { by, generation, node: NodeId(b % 4), copies: 0, at: Lsn(a) },
+        2 => Command::SyncRemove { by, generation, node: NodeId(b % 4), copies: 0 },
         3 => Command::SetMark { node, mark: Mark::Dirty },
         4 => Command::ClearMark { by, node: NodeId(b % 4) },
         5 => bench.promote_command(

@@ -250,10 +250,10 @@ impl Gate {
         // one, what was released in between would pass for released under it.
         let (status, flush_lsn) = (self.shared.cell.status(), self.shared.flush_lsn());
         let receivers = self.shared.receivers();
-        let waited_for = self.shared.cell.permit().map(|p| p.waited_for).unwrap_or_default();
+        let permit = self.shared.cell.permit();
         let boot_now = self.shared.clock.now();
-        let surviving = surviving_lsn(&waited_for, &receivers);
-        let known = known_surviving_lsn(&waited_for, &receivers);
+        let surviving = surviving_lsn(permit.as_ref(), &receivers);
+        let known = known_surviving_lsn(permit.as_ref(), &receivers);
         let (exposure, survives, release_delay) = self.shared.exposed(surviving, known, boot_now);
         let positions = SourcePositions {
             read_at: boot_now,
@@ -298,7 +298,7 @@ mod tests {
             deadline: BootInstant(u64::MAX),
             mode,
             waited_for: Vec::new(),
-            quorum: 0,
+            quorums: Vec::new(),
             sole_survivor: false,
             credit: Lsn::MAX,
             exposure_max: None,

@@ -334,7 +334,7 @@ impl Rig {
             deadline,
             mode,
             waited_for: waited_for.to_vec(),
-            quorum: waited_for.len(),
+            quorums: Vec::new(),
             sole_survivor: false,
             credit: Lsn::MAX,
             exposure_max: None,
@@ -507,6 +507,7 @@ impl Wal for Service {
     type StreamStream = ToReceiver;
     type TunnelStream =
         Pin<Box<dyn Stream<Item = Result<v1::TunnelChunk, Status>> + Send + 'static>>;
+    type FetchTailStream = Pin<Box<dyn Stream<Item = Result<v1::Frame, Status>> + Send + 'static>>;
 
     async fn stream(
         &self,
@@ -532,6 +533,20 @@ impl Wal for Service {
         &self,
         _: Request<Streaming<v1::TunnelChunk>>,
     ) -> Result<Response<Self::TunnelStream>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn seal(
+        &self,
+        _: Request<v1::SealRequest>,
+    ) -> Result<Response<v1::SealResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn fetch_tail(
+        &self,
+        _: Request<v1::FetchTailRequest>,
+    ) -> Result<Response<Self::FetchTailStream>, Status> {
         Err(Status::unimplemented("not in this test"))
     }
 }

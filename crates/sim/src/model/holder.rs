@@ -339,7 +339,7 @@ impl Protocol {
             deadline: NOW + units(data.permit.left),
             mode: if data.permit.zero { DurabilityMode::Zero } else { DurabilityMode::Bounded },
             waited_for: if data.permit.waits { vec![other] } else { Vec::new() },
-            quorum: usize::from(data.permit.waits),
+            quorums: Vec::new(),
             sole_survivor: data.permit.sole,
             credit: lsn(data.permit.credit),
             // Exposure as a time is not modelled, only the credit.
@@ -505,7 +505,10 @@ impl Protocol {
         let at = lsn(data.known);
         let generation = u64::from(facts.generation);
         world.data[node].proposed = facts.generation;
-        self.propose(world, Command::SyncAdd { by, generation, node: NODES[1 - node], at })
+        self.propose(
+            world,
+            Command::SyncAdd { by, generation, node: NODES[1 - node], copies: 0, at },
+        )
     }
 
     /// A weakening is recorded first: the gate goes on waiting.
@@ -522,7 +525,10 @@ impl Protocol {
         let generation = u64::from(facts.generation);
         world.data[node].removing = SeededBug::RemoveBeforeRecorded.is_on();
         world.used.removals += 1;
-        self.propose(world, Command::SyncRemove { by, generation, node: NODES[1 - node] })
+        self.propose(
+            world,
+            Command::SyncRemove { by, generation, node: NODES[1 - node], copies: 0 },
+        )
     }
 
     /// The mode that is wanted: a strengthening is at the gate first, and what was acknowledged so far is

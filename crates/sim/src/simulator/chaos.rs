@@ -5,7 +5,7 @@ use std::time::Duration;
 use understudy_checks::protocol;
 use understudy_core::OnSoleSurvivor;
 use understudy_core::state::{OperationStatus, Phase};
-use understudy_types::{DurabilityMode, NodeId};
+use understudy_types::DurabilityMode;
 
 use super::machine::Machine;
 use super::plan::{Fault, MS, Planned, SEC};
@@ -62,7 +62,7 @@ impl World {
     fn begin_fault(&mut self, planned: Planned) -> bool {
         let Planned { node, other, length, .. } = planned;
         let until = self.now + length;
-        let data_node = if node == 2 { other.min(1) } else { node };
+        let data_node = if node < self.plan.data_nodes { node } else { other.min(1) };
         match planned.fault {
             Fault::DaemonCrash => {
                 self.runs(node) && {
@@ -252,7 +252,11 @@ impl World {
             let standing = machine.core.standing(machine.clock(self.now));
             format!("{} ({})", standing.word, standing.trouble.unwrap_or_default())
         };
-        let all = || format!("north is {}, south is {}", words(0), words(1));
+        let all = || {
+            let each =
+                (0..self.plan.data_nodes).map(|node| format!("n{} is {}", node + 1, words(node)));
+            each.collect::<Vec<_>>().join(", ")
+        };
         let Some(active) = state.active() else {
             return Some(format!("nobody is active, the phase is {:?}; {}", state.phase, all()));
         };
@@ -260,8 +264,10 @@ impl World {
         if !machine.core.standing(machine.clock(self.now)).serving {
             return Some(format!("node {active} is active and does not serve; {}", all()));
         }
-        let other = if active == NodeId(1) { NodeId(2) } else { NodeId(1) };
-        if !state.durability.eligible.contains(&other) {
+        let missing = state
+            .data_nodes()
+            .find(|node| *node != active && !state.durability.eligible.contains(node));
+        if let Some(other) = missing {
             return Some(format!("node {other} is not a passive that may be promoted; {}", all()));
         }
         if !self.acked_in_stage {

@@ -172,7 +172,7 @@ impl World {
     pub(crate) fn looks_closely(&self, node: usize) -> bool {
         let machine = &self.machines[node];
         let word = machine.core.standing(machine.clock(self.now)).word;
-        matches!(word, "replaying" | "sealing" | "promoting")
+        matches!(word, "replaying" | "sealing" | "collecting" | "promoting")
     }
 
     /// The observer's look, told to the core.
@@ -335,6 +335,7 @@ pub(crate) fn task_word(task: &Task) -> &'static str {
         Task::ShutClientsOut { .. } => "shut-clients-out",
         Task::StopCleanly { .. } => "stop-cleanly",
         Task::Seal(_) => "seal",
+        Task::CollectSeals { .. } => "collect-seals",
         Task::PromoteLocally { .. } => "promote-locally",
         Task::Survey => "survey",
         Task::Join { .. } => "join",

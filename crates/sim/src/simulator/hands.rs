@@ -67,6 +67,9 @@ impl World {
                     self.stop_cleanly(node, *to, within, stage, doing.found)
                 }
                 Task::Seal(epoch) => self.seal(node, *epoch, stage, doing.found),
+                Task::CollectSeals { epoch, members, needed } => {
+                    self.collect_seals(node, *epoch, members, *needed, stage, doing.found)
+                }
                 Task::PromoteLocally { grant, target_lsn, .. } => {
                     self.promote(node, grant, *target_lsn, stage)
                 }
@@ -309,6 +312,116 @@ impl World {
         };
         self.judge(protocol::a_sealed_end_is_the_end(sealed.durable_lsn, Lsn(bytes)));
         done(Completion::Sealed(Some(sealed)))
+    }
+
+    /// Others seal theirs, and what the furthest of as many as are needed has is fetched.
+    fn collect_seals(
+        &mut self,
+        node: usize,
+        epoch: Epoch,
+        members: &[(NodeId, Lsn)],
+        needed: usize,
+        stage: u8,
+        found: u64,
+    ) -> Went {
+        match stage {
+            0 => {
+                let there = (0..3)
+                    .filter(|other| *other != node)
+                    .map(|other| self.travel(node, other) * 2 + self.fsync(other));
+                let slowest = there.max().unwrap_or(0);
+                on(1, slowest)
+            }
+            1 => {
+                let mut sealed = Vec::new();
+                for (id, known) in members {
+                    let other = self.index_of(*id);
+                    let answers = self.reach(node, other) && self.seal_for(other, node, epoch);
+                    let has = self.machines[other].durable_lsn();
+                    if answers && has >= *known {
+                        sealed.push(other);
+                    } else {
+                        note!(self, "n{} sealed {answers}, has {has}, had {known}", other + 1);
+                    }
+                }
+                if sealed.len() < needed {
+                    return failed("too few of the others are sealed", false);
+                }
+                // Whoever answers first is not whoever has most.
+                while sealed.len() > needed {
+                    let one = self.random.between(0, sealed.len() as u64 - 1);
+                    sealed.remove(usize::try_from(one).expect("a small number"));
+                }
+                let furthest =
+                    sealed.into_iter().max_by_key(|other| self.machines[*other].durable_lsn());
+                let more = furthest.filter(|other| {
+                    self.machines[*other].durable_lsn() > self.machines[node].durable_lsn()
+                });
+                let Some(other) = more else { return self.sealed_again(node, epoch) };
+                if let Some(doing) = &mut self.machines[node].doing {
+                    doing.found = other as u64;
+                }
+                let takes = self.travel(other, node) * 2 + self.fsync(node);
+                on(2, takes)
+            }
+            _ => {
+                let other = usize::try_from(found).expect("an index");
+                if !self.reach(node, other) {
+                    return failed("the other node went away while its tail was fetched", false);
+                }
+                self.take_tail(node, other);
+                self.sealed_again(node, epoch)
+            }
+        }
+    }
+
+    /// Another node's journal is sealed on behalf of the candidate, if it knows of the grant.
+    fn seal_for(&mut self, node: usize, candidate: usize, epoch: Epoch) -> bool {
+        let applied = self.machines[node].applied;
+        let known = self.raft.log[..applied].last().is_some_and(|entry| {
+            let promotes = matches!(&entry.state.phase,
+                Phase::Promoting(under_way) if self.index_of(under_way.to) == candidate);
+            promotes && entry.state.epoch == epoch
+        });
+        if !known || epoch < self.machines[node].journal.max_epoch {
+            return false;
+        }
+        self.unfollow(node);
+        let journal = &mut self.machines[node].journal;
+        journal.max_epoch = epoch;
+        journal.admitted = None;
+        if let Some(wal) = &journal.wal {
+            journal.synced = wal.bytes();
+        }
+        true
+    }
+
+    fn take_tail(&mut self, node: usize, other: usize) {
+        let held = self.machines[node].journal.wal.as_ref().map_or(0, |wal| wal.bytes());
+        let upto = self.machines[other].durable_lsn().0;
+        let Some(theirs) = &self.machines[other].journal.wal else { return };
+        let recs: Vec<_> =
+            theirs.after(held).iter().take_while(|rec| rec.start < upto).copied().collect();
+        note!(self, "n{} fetches {held} to {upto} from n{}", node + 1, other + 1);
+        let machine = &mut self.machines[node];
+        let Some(wal) = &mut machine.journal.wal else { return };
+        let differs = wal.take(&recs, upto).err().map(|differs| Lsn(differs.at));
+        machine.journal.synced = wal.bytes();
+        let id = machine.id;
+        self.judge(protocol::no_durable_byte_is_overwritten(id, differs));
+        self.wish_replay(node);
+    }
+
+    fn sealed_again(&mut self, node: usize, epoch: Epoch) -> Went {
+        let machine = &self.machines[node];
+        let Some(wal) = &machine.journal.wal else { return done(Completion::Sealed(None)) };
+        let end = wal.bytes();
+        done(Completion::Sealed(Some(SealedEnd {
+            epoch,
+            timeline: wal.timeline().unwrap_or(machine.postgres.data.timeline),
+            durable_lsn: Lsn(end),
+            record_end_lsn: Lsn(wal.record_end_before(end)),
+        })))
     }
 
     fn promote(&mut self, node: usize, grant: &Grant, target: Lsn, stage: u8) -> Went {

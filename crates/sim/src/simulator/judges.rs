@@ -6,7 +6,7 @@ use std::time::Duration;
 use understudy_checks::protocol::{self, GivingBack, Release, Truth};
 use understudy_core::ClusterState;
 use understudy_core::state::Phase;
-use understudy_types::{DurabilityMode, Lineage, Lsn, NodeId};
+use understudy_types::{DurabilityMode, Lineage, Lsn, NodeId, Quorum};
 
 use super::machine::Written;
 use super::world::World;
@@ -25,6 +25,7 @@ impl World {
             upto_lsn: Lsn(written.upto),
             mode: written.permit.mode,
             waited_for: &written.permit.waited_for,
+            quorums: &written.permit.quorums,
         };
         let durable = self.durable_everywhere();
         let same = state.epoch == written.epoch && state.phase == Phase::Running;
@@ -100,9 +101,16 @@ impl World {
             let copied = copied.map_or(fork, |last| last.end);
             told.max(other.durable_lsn()).0.max(copied)
         };
-        let waited = &written.permit.waited_for;
+        let permit = &written.permit;
         let best = || source.receivers.keys().map(known).max();
-        let surviving = waited.iter().map(known).min().or_else(best).unwrap_or(0);
+        let kth = |quorum: &Quorum| {
+            let mut durable: Vec<u64> = quorum.members.iter().map(known).collect();
+            durable.sort_unstable_by(|a, b| b.cmp(a));
+            durable[quorum.needed_count() - 1]
+        };
+        let by_all = || permit.waited_for.iter().map(known).min();
+        let by_quorum = permit.quorums.iter().map(kth).min();
+        let surviving = by_quorum.or_else(by_all).or_else(best).unwrap_or(0);
         let index = self.acks.partition_point(|ack| ack.end <= surviving);
         let Some(oldest) = self.acks.get(index) else { return };
         let late = self.raft.state().epoch > written.epoch;
@@ -134,12 +142,24 @@ impl World {
 
     /// A node was recorded as eligible.
     pub(crate) fn check_joined(&mut self, node: NodeId, state: &ClusterState) {
-        let durable = self.machines[self.index_of(node)].durable_lsn().0;
+        let durability = &state.durability;
+        let mut durable: Vec<u64> = match durability.is_quorum() {
+            // It need not have everything itself, if enough of them have.
+            true => durability.waited.iter().map(|n| self.durable_at(*n)).collect(),
+            false => vec![self.durable_at(node)],
+        };
+        durable.sort_unstable_by(|a, b| b.cmp(a));
+        let enough = if durability.is_quorum() { durability.copies_count() } else { 1 };
+        let durable = durable[enough - 1];
         let missing = self.acks.iter().rev().take_while(|ack| ack.end > durable).count();
         let mode = state.durability.mode;
         self.judge(protocol::whoever_joins_in_zero_holds_all_that_was_acknowledged(
             mode, node, missing,
         ));
+    }
+
+    fn durable_at(&self, node: NodeId) -> u64 {
+        self.machines[self.index_of(node)].durable_lsn().0
     }
 
     /// A standby starts: what it holds has to be the cluster's.
@@ -177,12 +197,15 @@ impl World {
             }
         }
         self.judge(protocol::the_same_log_gives_the_same_state(equal, index));
-        let [north, south] = [0, 1].map(|node| &self.machines[node].postgres.data.wal);
-        let differs = north.first_difference(south).map(Lsn);
+        let wals: Vec<_> = self.machines[..self.plan.data_nodes]
+            .iter()
+            .map(|machine| &machine.postgres.data.wal)
+            .collect();
+        let differs = wals[1..].iter().find_map(|wal| wals[0].first_difference(wal)).map(Lsn);
         let missing: Vec<_> = self
             .acks
             .iter()
-            .filter(|ack| ![north, south].iter().any(|wal| wal.holds(Lsn(ack.start), ack.id)))
+            .filter(|ack| !wals.iter().any(|wal| wal.holds(Lsn(ack.start), ack.id)))
             .map(|ack| (Lsn(ack.end), ack.epoch))
             .collect();
         self.judge(protocol::no_durable_byte_is_overwritten(NodeId(2), differs));

@@ -196,7 +196,7 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn new(index: usize, plan: &Plan) -> Machine {
         let id = NodeId(index as u64 + 1);
-        let kind = if index == 2 { NodeKind::Witness } else { NodeKind::Data };
+        let kind = plan.kind(index);
         Machine {
             id,
             kind,

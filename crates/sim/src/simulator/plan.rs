@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor, Timing};
-use understudy_types::DurabilityMode;
+use understudy_types::{DurabilityMode, NodeKind};
 
 use super::random::Random;
 
@@ -155,9 +155,15 @@ pub(crate) struct Plan {
     pub(crate) faults: Vec<Planned>,
     /// When every fault is removed.
     pub(crate) heal_at: u64,
+    /// Two and a witness, or three.
+    pub(crate) data_nodes: usize,
 }
 
 impl Plan {
+    pub(crate) fn kind(&self, index: usize) -> NodeKind {
+        if index < self.data_nodes { NodeKind::Data } else { NodeKind::Witness }
+    }
+
     pub(crate) fn draw(seed: u64, keep: Option<&BTreeSet<usize>>) -> Plan {
         let mut random = Random::new(seed, 1);
         let timing = random.pick(&[Timing::DEFAULT, Timing::DEFAULT, Timing::FAST, coarse()]);
@@ -199,7 +205,9 @@ impl Plan {
             kinds,
             faults,
             heal_at: begin + safety + 5 * SEC,
+            data_nodes: 2,
         };
+        add_third_site(&mut plan, seed);
         super::aims::add(&mut plan, seed, begin, safety);
         plan.faults.sort_by_key(|planned| planned.at);
         if let Some(keep) = keep {
@@ -208,6 +216,16 @@ impl Plan {
             plan.faults = kept.map(|(_, planned)| planned).collect();
         }
         plan
+    }
+}
+
+/// In every fourth seed the third node has data too; then one copy is enough in half of them. From a
+/// stream of chance of its own, so that the other seeds keep their meaning.
+fn add_third_site(plan: &mut Plan, seed: u64) {
+    let mut random = Random::new(seed, 5);
+    if random.chance(250) {
+        plan.data_nodes = 3;
+        plan.config.durable_copies = u32::from(random.chance(650));
     }
 }
 
@@ -238,6 +256,7 @@ fn config(random: &mut Random, timing: &Timing) -> ClusterConfig {
         degrade_after: Duration::from_millis(random.between(300, 5000)),
         promote_without_lease_wait: false,
         on_sole_survivor: random.pick(&[OnSoleSurvivor::Open, OnSoleSurvivor::Stall]),
+        durable_copies: 0,
     }
 }
 

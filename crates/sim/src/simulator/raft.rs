@@ -77,7 +77,7 @@ impl Raft {
             members: vec![
                 (NodeId(1), member("north", NodeKind::Data, 1)),
                 (NodeId(2), member("south", NodeKind::Data, 2)),
-                (NodeId(3), member("witness", NodeKind::Witness, 3)),
+                (NodeId(3), member("third", plan.kind(2), 3)),
             ],
             config: plan.config,
             initial_active: NodeId(1),

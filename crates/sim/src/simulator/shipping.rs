@@ -67,9 +67,9 @@ impl World {
         let machine = &self.machines[node];
         let Some(source) = &machine.source else { return };
         let receivers: Vec<ReceiverPosition> = source.receivers.values().copied().collect();
-        let waited = machine.cell.permit.as_ref().map(|p| p.waited_for.clone()).unwrap_or_default();
-        let surviving = surviving_lsn(&waited, &receivers);
-        let known = known_surviving_lsn(&waited, &receivers);
+        let permit = machine.cell.permit.as_ref();
+        let surviving = surviving_lsn(permit, &receivers);
+        let known = known_surviving_lsn(permit, &receivers);
         let exposure: Exposure = source.tracker.exposure(surviving);
         let now = machine.clock(self.now);
         let survives = known.map(|lsn| source.tracker.survival(lsn, now));
@@ -564,6 +564,9 @@ impl World {
 
     /// What every node holds durably, by the truth.
     pub(crate) fn durable_everywhere(&self) -> std::collections::BTreeMap<NodeId, Lsn> {
-        self.machines[..2].iter().map(|machine| (machine.id, machine.durable_lsn())).collect()
+        self.machines[..self.plan.data_nodes]
+            .iter()
+            .map(|machine| (machine.id, machine.durable_lsn()))
+            .collect()
     }
 }

@@ -223,7 +223,7 @@ impl World {
         for node in 0..3 {
             world.begin_daemon(node);
         }
-        for node in 0..2 {
+        for node in 0..world.plan.data_nodes {
             world.after(SEC, Happening::Client(node));
         }
         world.after(MS, Happening::RaftBeat);

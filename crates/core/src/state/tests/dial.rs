@@ -40,7 +40,7 @@ fn up_to(seconds: u64) -> LossLimit {
 fn unprotected(age: Duration) -> Bench {
     let mut bench = Bench::protected(DurabilityMode::Bounded);
     let (by, generation) = (bench.proof(A, 1), bench.state.durability.generation);
-    bench.accept(Command::SyncRemove { by, generation, node: B });
+    bench.accept(Command::SyncRemove { by, generation, node: B, copies: 0 });
     renew_with(&mut bench, |published| {
         published.exposure = Exposure { time: age, lost_wal_bytes: 100 };
         published.survives = Some(Survival { lsn: Lsn(900), oldest_age: age });
@@ -156,7 +156,7 @@ fn a_mode_is_recorded_only_for_the_generation_the_configuration_and_the_holder_i
     let older = set_eff(&bench, bench.proof(A, 0), DurabilityMode::Zero);
     assert!(matches!(bench.reject(older), Rejection::Process { .. }));
     let (by, generation) = (bench.proof(A, 1), bench.state.durability.generation);
-    bench.accept(Command::SyncRemove { by, generation, node: B });
+    bench.accept(Command::SyncRemove { by, generation, node: B, copies: 0 });
     let add = bench.sync_add(B);
     bench.accept(add);
     assert!(matches!(bench.reject(eff), Rejection::Generation { .. }));
@@ -170,7 +170,7 @@ fn a_join_neither_strengthens_nor_weakens_the_mode() {
     ] {
         let mut bench = Bench::protected(before);
         let (by, generation) = (bench.proof(A, 1), bench.state.durability.generation);
-        bench.accept(Command::SyncRemove { by, generation, node: B });
+        bench.accept(Command::SyncRemove { by, generation, node: B, copies: 0 });
         // A join under the old mode is on its way when the dial is turned.
         let add = bench.sync_add(B);
         let order = set_dial(&bench, wanted);
@@ -367,7 +367,7 @@ fn a_promotion_on_a_seal_needs_the_policy_zero_in_force_and_an_eligible_node() {
     // another epoch.
     let late = bench.promote_command(B, PromoteCause::Sealed, tli(2), Some(900));
     let (by, generation) = (bench.proof(A, 1), bench.state.durability.generation);
-    let remove = Command::SyncRemove { by, generation, node: B };
+    let remove = Command::SyncRemove { by, generation, node: B, copies: 0 };
     let mut removed = Bench { state: bench.state.clone(), index: bench.index, promotions: 50 };
     removed.accept(remove.clone());
     assert!(matches!(removed.reject(late.clone()), Rejection::Generation { .. }));
