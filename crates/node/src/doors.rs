@@ -96,7 +96,7 @@ pub(crate) async fn serve(
         doors.config.members.iter().map(|m| (m.name.clone(), m.id)).collect();
     let peer = PeerService {
         me: doors.config.id,
-        members: members.clone(),
+        members,
         consensus: doors.consensus.server(),
         board: doors.board.clone(),
     };
@@ -126,7 +126,10 @@ pub(crate) async fn serve(
     let routes = routes.add_service(RecoveryServer::new(describing));
     let routes = match &doors.hands {
         Some(hands) => routes.add_service(WalServer::new(WalService {
-            members,
+            members: doors.config.members.clone(),
+            allowed_regions: doors.config.allowed_regions.clone(),
+            state: doors.consensus.state(),
+            hands: hands.clone(),
             source: hands.source(),
             journal: hands.journal().clone(),
             tunnel: TunnelTarget {

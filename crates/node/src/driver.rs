@@ -189,7 +189,8 @@ impl Driver {
         let standing = self.core.standing(now);
         self.shared.serving.store(standing.serving, Ordering::Relaxed);
         let awaited = self.core.is_awaited();
-        let closely = awaited || matches!(standing.word, "replaying" | "sealing" | "promoting");
+        let closely = awaited
+            || matches!(standing.word, "replaying" | "sealing" | "collecting" | "promoting");
         let interval = if closely { LOOK_CLOSELY_MS } else { LOOK_MS };
         if self.look_interval_ms.swap(interval, Ordering::Relaxed) > interval
             && let Some(hands) = &self.hands
@@ -245,6 +246,7 @@ fn task_name(task: &Task) -> &'static str {
         Task::ShutClientsOut { .. } => "shut-clients-out",
         Task::StopCleanly { .. } => "stop-cleanly",
         Task::Seal(_) => "seal",
+        Task::CollectSeals { .. } => "collect-seals",
         Task::PromoteLocally { .. } => "promote-locally",
         Task::Survey => "survey",
         Task::Join { .. } => "join",

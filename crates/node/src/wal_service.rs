@@ -1,25 +1,37 @@
 //! The `Wal` service: receivers attach to the source while there is one; tools tunnel to PostgreSQL.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures::Stream;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
+use understudy_core::ClusterState;
+use understudy_core::state::Phase;
 use understudy_proto::v1;
 use understudy_proto::v1::refused::Reason;
 use understudy_proto::v1::wal_server::Wal;
 use understudy_shipping::journal::Journal;
 use understudy_shipping::source::{self, Peer, SourceHandle};
+use understudy_shipping::tail;
 use understudy_shipping::tunnel::{TunnelTarget, serve_tunnel};
 use understudy_transport::require_any_node;
-use understudy_types::{NodeId, NodeName};
+use understudy_types::{Epoch, Region};
+
+use crate::config::Member;
+use crate::hands::Hands;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Serves peers that are members; who they are comes from their certificates alone.
+/// Serves peers that are members and may have data; who they are comes from their certificates alone.
 pub(crate) struct WalService {
-    pub(crate) members: BTreeMap<NodeName, NodeId>,
+    /// What the cluster has agreed on, as applied here.
+    pub(crate) state: watch::Receiver<Arc<ClusterState>>,
+    pub(crate) hands: Hands,
+    pub(crate) members: Vec<Member>,
+    /// Where WAL may be sent; nowhere named is anywhere.
+    pub(crate) allowed_regions: BTreeSet<Region>,
     pub(crate) source: watch::Receiver<Option<SourceHandle>>,
     pub(crate) journal: Journal,
     pub(crate) tunnel: TunnelTarget,
@@ -28,10 +40,27 @@ pub(crate) struct WalService {
 impl WalService {
     fn member<T>(&self, request: &Request<T>) -> Result<Peer, Status> {
         let name = require_any_node(request)?;
-        let node = self.members.get(name).copied().ok_or_else(|| {
+        let member = self.members.iter().find(|member| member.name == *name).ok_or_else(|| {
             Status::permission_denied(format!("{name} is not a member of this cluster"))
         })?;
-        Ok(Peer { node, name: name.clone() })
+        member.check_may_have_data(&self.allowed_regions).map_err(Status::permission_denied)?;
+        Ok(Peer { node: member.id, name: name.clone() })
+    }
+}
+
+impl WalService {
+    /// Nobody seals this journal but who was granted the epoch, as far as is known here.
+    fn check_promoted(&self, peer: &Peer, epoch: Epoch) -> Result<(), Status> {
+        let state = self.state.borrow();
+        let promotes =
+            matches!(&state.phase, Phase::Promoting(under_way) if under_way.to == peer.node);
+        if state.epoch == epoch && promotes {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "no promotion of {} in epoch {epoch} is known here yet; the epoch is {}",
+            peer.name, state.epoch
+        )))
     }
 }
 
@@ -39,6 +68,7 @@ impl WalService {
 impl Wal for WalService {
     type StreamStream = Answers<v1::FromSource>;
     type TunnelStream = Answers<v1::TunnelChunk>;
+    type FetchTailStream = Answers<v1::Frame>;
 
     async fn stream(
         &self,
@@ -65,5 +95,33 @@ impl Wal for WalService {
         tracing::debug!(peer = %peer.name, "tunnel opened");
         let answers = serve_tunnel(self.tunnel.clone(), request.into_inner());
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn seal(
+        &self,
+        request: Request<v1::SealRequest>,
+    ) -> Result<Response<v1::SealResponse>, Status> {
+        let peer = self.member(&request)?;
+        let epoch = request.into_inner().epoch.map(Epoch::from).unwrap_or_default();
+        self.check_promoted(&peer, epoch)?;
+        let sealed = self.hands.seal_for(epoch).await.map_err(Status::unavailable)?;
+        let system_id = self.journal.identity().map(|(system_id, _)| system_id);
+        let sealed = sealed.zip(system_id).map(|(sealed, system_id)| v1::SealedJournal {
+            system_id: system_id.0,
+            timeline: sealed.timeline.get(),
+            durable_lsn: sealed.durable_lsn.0,
+        });
+        Ok(Response::new(v1::SealResponse { sealed }))
+    }
+
+    async fn fetch_tail(
+        &self,
+        request: Request<v1::FetchTailRequest>,
+    ) -> Result<Response<Self::FetchTailStream>, Status> {
+        let peer = self.member(&request)?;
+        let request = request.into_inner();
+        self.check_promoted(&peer, request.epoch.map(Epoch::from).unwrap_or_default())?;
+        let frames = tail::serve(self.journal.clone(), request).await?;
+        Ok(Response::new(Box::pin(frames)))
     }
 }

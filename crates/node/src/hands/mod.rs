@@ -4,6 +4,7 @@
 //! cell, the source or the receiver. Tasks run one at a time; a newer one replaces the older, which is
 //! dropped at its next await and must be safe to drop there.
 
+mod collect;
 mod divergent;
 mod follow;
 mod hold;
@@ -228,6 +229,9 @@ impl Hands {
             Task::ShutClientsOut { grace } => self.shut_clients_out(grace).await,
             Task::StopCleanly { to, within } => self.stop_cleanly(to, within).await,
             Task::Seal(epoch) => self.seal(epoch).await,
+            Task::CollectSeals { epoch, members, needed } => {
+                self.collect_seals(epoch, &members, needed).await
+            }
             Task::PromoteLocally { grant, target_lsn, peers } => {
                 self.promote_locally(&grant, target_lsn, &peers).await
             }
@@ -356,7 +360,8 @@ fn touches_data(task: &Task) -> bool {
         | Task::Drain
         | Task::PrepareSwitchover
         | Task::ShutClientsOut { .. }
-        | Task::Seal(_) => false,
+        | Task::Seal(_)
+        | Task::CollectSeals { .. } => false,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The journal with PostgreSQL's own WAL: cut, repeated, damaged, crashed, forked.
 
 mod inspect;
-mod postgres;
+pub(crate) mod postgres;
 
 use std::fs;
 use std::path::Path;

@@ -7,7 +7,9 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use understudy_proto::v1::wal_server::{Wal, WalServer};
-use understudy_proto::v1::{FromSource, ToSource, TunnelChunk};
+use understudy_proto::v1::{
+    FetchTailRequest, Frame, FromSource, SealRequest, SealResponse, ToSource, TunnelChunk,
+};
 use understudy_shipping::tunnel::{TunnelListener, TunnelTarget, serve_tunnel};
 
 use super::postgres::{PORT, Server, command, directory, owner, run};
@@ -20,6 +22,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Wal for FarEnd {
     type StreamStream = Answers<FromSource>;
     type TunnelStream = Answers<TunnelChunk>;
+    type FetchTailStream = Answers<Frame>;
 
     async fn stream(
         &self,
@@ -33,6 +36,17 @@ impl Wal for FarEnd {
         request: Request<Streaming<TunnelChunk>>,
     ) -> Result<Response<Self::TunnelStream>, Status> {
         Ok(Response::new(Box::pin(serve_tunnel(self.0.clone(), request.into_inner()))))
+    }
+
+    async fn seal(&self, _: Request<SealRequest>) -> Result<Response<SealResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn fetch_tail(
+        &self,
+        _: Request<FetchTailRequest>,
+    ) -> Result<Response<Self::FetchTailStream>, Status> {
+        Err(Status::unimplemented("not in this test"))
     }
 }
 

@@ -10,25 +10,25 @@ use std::time::{Duration, Instant};
 
 use understudy_types::{Lsn, SegmentSize, SystemId, Timeline, WalSegment};
 
-pub(super) fn size() -> SegmentSize {
+pub(crate) fn size() -> SegmentSize {
     SegmentSize::new(1 << 20).unwrap()
 }
 
 /// What the server left behind; its files are there as long as this is.
-pub(super) struct RealWal {
-    pub(super) dir: PathBuf,
-    pub(super) bin: PathBuf,
-    pub(super) system_id: SystemId,
-    pub(super) begin_lsn: Lsn,
+pub(crate) struct RealWal {
+    pub(crate) dir: PathBuf,
+    pub(crate) bin: PathBuf,
+    pub(crate) system_id: SystemId,
+    pub(crate) begin_lsn: Lsn,
     /// Where the second timeline left the first.
-    pub(super) fork_lsn: Lsn,
-    pub(super) history: Vec<u8>,
+    pub(crate) fork_lsn: Lsn,
+    pub(crate) history: Vec<u8>,
     _keep: tempfile::TempDir,
 }
 
 impl RealWal {
     /// The bytes of a timeline's files from the beginning on, as far as there are files.
-    pub(super) fn bytes(&self, timeline: Timeline) -> Vec<u8> {
+    pub(crate) fn bytes(&self, timeline: Timeline) -> Vec<u8> {
         let mut segment = WalSegment::containing(timeline, self.begin_lsn, size());
         let mut bytes = Vec::new();
         loop {
@@ -171,7 +171,7 @@ impl Server {
     }
 }
 
-pub(super) fn real_wal() -> RealWal {
+pub(crate) fn real_wal() -> RealWal {
     let keep = tempfile::tempdir().unwrap();
     let root = keep.path().join("server");
     fs::create_dir(&root).unwrap();
