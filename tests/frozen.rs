@@ -16,7 +16,7 @@ use support::postgres::give;
 use support::processes::{Background, processes_below, run};
 use support::wait_for;
 
-const BOUNDED: Plan = Plan { mode: "bounded", lease_ttl: None };
+const BOUNDED: Plan = Plan { mode: "bounded", ..ZERO };
 /// The profile's ttl: no deadline lies further ahead.
 const TTL: Duration = Duration::from_secs(3);
 

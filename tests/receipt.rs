@@ -19,7 +19,7 @@ use support::lab::{DATA, Lab, Plan, ZERO};
 use support::processes::Background;
 use support::wait_for;
 
-const BOUNDED: Plan = Plan { mode: "bounded", lease_ttl: None };
+const BOUNDED: Plan = Plan { mode: "bounded", ..ZERO };
 const DATABASES: [&str; 2] = ["one", "two"];
 const CLIENTS_PER_DATABASE: u32 = 2;
 /// More than a client can write before its site is lost.

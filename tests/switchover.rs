@@ -183,7 +183,7 @@ fn joined_by(lab: &Lab, name: &str, rung: &str) -> usize {
 
 /// Switches back and forth under load, and prints how long writes stood still.
 fn back_and_forth(mode: &'static str, rounds: usize) {
-    let mut lab = Lab::founded(Plan { mode, lease_ttl: None });
+    let mut lab = Lab::founded(Plan { mode, ..ZERO });
     let mut active = DATA[0];
     let load = Load::start(&lab, active);
     let mut outages = Vec::new();

@@ -25,6 +25,8 @@ pub(crate) const DATA: [&str; 2] = ["north", "south"];
 /// The witness.
 pub(crate) const WITNESS: &str = "witness";
 pub(crate) const NODES: [&str; 3] = ["north", "south", WITNESS];
+/// The second passive, of a lab that has one.
+pub(crate) const SECOND_PASSIVE: &str = "east";
 pub(crate) const GRPC_PORT: u16 = 7400;
 pub(crate) const HTTP_PORT: u16 = 7480;
 pub(crate) const POSTGRES_PORT: u16 = 5432;
@@ -39,13 +41,17 @@ pub(crate) struct Plan {
     pub(crate) mode: &'static str,
     /// How long a lease holds, where the profile's three seconds will not do.
     pub(crate) lease_ttl: Option<&'static str>,
+    /// More of the section `durability`.
+    pub(crate) durability: &'static str,
+    /// One passive, or two.
+    pub(crate) passives: usize,
 }
 
 /// Nothing acknowledged may be lost.
-pub(crate) const ZERO: Plan = Plan { mode: "zero", lease_ttl: None };
+pub(crate) const ZERO: Plan = Plan { mode: "zero", lease_ttl: None, durability: "", passives: 1 };
 
 /// What is lost is bounded, and nothing waits for the passive.
-pub(crate) const BOUNDED: Plan = Plan { mode: "bounded", lease_ttl: None };
+pub(crate) const BOUNDED: Plan = Plan { mode: "bounded", ..ZERO };
 
 struct Node {
     name: &'static str,
@@ -71,7 +77,9 @@ impl Lab {
         fs::set_permissions(root.path(), Permissions::from_mode(0o711)).unwrap();
         let network = free_network();
         let node = |(name, host)| Node { name, address: format!("{network}.{host}"), child: None };
-        let lab = Lab { root, nodes: NODES.into_iter().zip(1..).map(node).collect() };
+        let second = (plan.passives > 1).then_some(SECOND_PASSIVE);
+        let names = NODES.into_iter().chain(second);
+        let lab = Lab { root, nodes: names.zip(1..).map(node).collect() };
         let file = lab.root.path().join("topology.toml");
         fs::write(&file, lab.topology(plan)).unwrap();
         let mut init = Command::new(BINARY);
@@ -83,17 +91,22 @@ impl Lab {
     /// A cluster that runs, and whose passive could take over.
     pub(crate) fn founded(plan: Plan) -> Lab {
         let mut lab = Lab::prepared(plan);
-        for name in NODES {
+        for name in lab.names() {
             lab.start(name);
         }
         lab.wait("a cluster whose passive could take over", |lab| lab.protected_under(DATA[0]));
         lab
     }
 
+    /// Every node, in the order of founding.
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        self.nodes.iter().map(|node| node.name).collect()
+    }
+
     fn topology(&self, plan: Plan) -> String {
+        let mut text = format!("[durability]\nmode = \"{}\"\n{}\n", plan.mode, plan.durability);
         // Failures are made on purpose here, one after the other.
-        let mut text =
-            format!("[durability]\nmode = \"{}\"\n[timing]\nflap_hold = \"0s\"\n", plan.mode);
+        text += "[timing]\nflap_hold = \"0s\"\n";
         if let Some(ttl) = plan.lease_ttl {
             text += &format!("lease_ttl = \"{ttl}\"\n");
         }
@@ -145,7 +158,7 @@ impl Lab {
     }
 
     pub(crate) fn address(&self, name: &str) -> &str {
-        &self.nodes.iter().find(|node| node.name == name).expect("one of the three").address
+        &self.nodes.iter().find(|node| node.name == name).expect("one of the lab's nodes").address
     }
 
     fn socket_address(&self, name: &str, port: u16) -> SocketAddr {
@@ -153,7 +166,7 @@ impl Lab {
     }
 
     fn node_mut(&mut self, name: &str) -> &mut Node {
-        self.nodes.iter_mut().find(|node| node.name == name).expect("one of the three")
+        self.nodes.iter_mut().find(|node| node.name == name).expect("one of the lab's nodes")
     }
 
     /// Changes a node's configuration file.
@@ -266,7 +279,7 @@ impl Lab {
     /// The nodes that answer 200 to a GET.
     pub(crate) fn who_says_yes(&self, path: &str) -> Vec<&'static str> {
         let yes = |name: &&str| self.get(name, path).is_some_and(|(code, _)| code == 200);
-        NODES.into_iter().filter(yes).collect()
+        self.names().into_iter().filter(yes).collect()
     }
 
     /// The cluster as one node sees it.
@@ -277,7 +290,7 @@ impl Lab {
 
     /// The cluster as the first node sees it that hears a majority.
     pub(crate) fn status(&self) -> Option<Value> {
-        let seen = NODES.into_iter().filter_map(|name| self.status_of(name));
+        let seen = self.nodes.iter().filter_map(|node| self.status_of(node.name));
         seen.into_iter().find(|status| status["majority"] == true)
     }
 
@@ -402,7 +415,7 @@ fn print_tail(title: &str, file: &Path) {
 fn free_network() -> String {
     let seed = std::process::id();
     let free = |network: &String| {
-        (1..=3).all(|host| {
+        (1..=4).all(|host| {
             [GRPC_PORT, HTTP_PORT, POSTGRES_PORT]
                 .into_iter()
                 .all(|port| TcpListener::bind((format!("{network}.{host}"), port)).is_ok())

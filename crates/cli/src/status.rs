@@ -115,6 +115,11 @@ fn write_head(text: &mut String, status: &ClusterStatus) -> std::fmt::Result {
     if let Some(ceiling) = status.rpo_ceiling_seconds {
         write!(dial, " up to {}", span(ceiling))?;
     }
+    // 0 is an older node's answer, which knows of no other number than all.
+    let some = (1..status.waited_for.len()).contains(&(status.durable_copies as usize));
+    if some {
+        write!(dial, ", at {} of {}", status.durable_copies, status.waited_for.join(", "))?;
+    }
     if status.durability_lifted {
         dial.push_str(", LIFTED: nobody is waited for");
     }

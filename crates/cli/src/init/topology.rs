@@ -24,6 +24,9 @@ pub(crate) struct Topology {
     pub(crate) nodes: Vec<NodeSpec>,
     /// The data node to found the cluster on.
     pub(crate) initial_active: Option<String>,
+    /// Where data may be, by the nodes' `region`.
+    #[serde(default)]
+    pub(crate) allowed_regions: Vec<String>,
     /// PostgreSQL settings for every data node.
     #[serde(default)]
     pub(crate) parameters: Table,
@@ -43,6 +46,8 @@ pub(crate) struct NodeSpec {
     pub(crate) name: String,
     /// Its site; its own name unless given.
     pub(crate) site: Option<String>,
+    /// The legal region of that place, for `allowed_regions`.
+    pub(crate) region: Option<String>,
     /// `data` (unless given) or `witness`.
     pub(crate) kind: Option<String>,
     /// Where the others reach it, host with or without `:port`.
@@ -160,6 +165,10 @@ impl Topology {
         if let Some(name) = &self.initial_active {
             set("initial_active", string(name));
         }
+        if !self.allowed_regions.is_empty() {
+            let allowed = self.allowed_regions.iter().map(string).collect();
+            set("allowed_regions", Value::Array(allowed));
+        }
         let mut listen = Table::from_iter([("grpc".to_owned(), string(spec.listen()))]);
         if let Some(http) = &spec.http {
             listen.insert("http".to_owned(), string(http));
@@ -191,9 +200,9 @@ impl Topology {
                 ("kind", string(spec.kind())),
                 ("address", string(spec.full_address())),
             ];
-            Value::Table(
-                entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-            )
+            let region = spec.region.as_ref().map(|region| ("region", string(region)));
+            let entries = entries.into_iter().chain(region);
+            Value::Table(entries.map(|(name, value)| (name.to_owned(), value)).collect())
         };
         self.nodes.iter().zip(1..).map(member).collect()
     }

@@ -14,13 +14,13 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use understudy_core::node::Damping;
 pub use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor, Timing};
-use understudy_types::{ClusterId, NodeId, NodeKind, NodeName, SiteName};
+use understudy_types::{ClusterId, NodeId, NodeKind, NodeName, Region, SiteName};
 
 /// Everything one node is told. May differ from node to node, except `cluster` and `members`.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +49,9 @@ pub struct NodeConfig {
     pub members: Vec<Member>,
     /// The data node to found the cluster on. Default: the first data node in `members`.
     pub initial_active: NodeName,
+    /// Where data may be: this node sends WAL and copies to members in these regions only. Default: none
+    /// named, so anywhere. A data node elsewhere is refused, here and by the other nodes' own files.
+    pub allowed_regions: BTreeSet<Region>,
     /// The local server; `Some` exactly for data nodes.
     pub postgres: Option<PostgresConfig>,
     /// What the cluster is founded with. Later changes go through `understudy`, not through this file.
@@ -88,10 +91,34 @@ pub struct Member {
     pub id: NodeId,
     /// Where it is.
     pub site: SiteName,
+    /// The legal region of that place, for `allowed_regions`.
+    pub region: Option<Region>,
     /// What it can be.
     pub kind: NodeKind,
     /// Its gRPC address as the others reach it, `host:port`.
     pub address: String,
+}
+
+impl Member {
+    /// Whether WAL, which is all of the data, may be sent there.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn check_may_have_data(&self, allowed: &BTreeSet<Region>) -> Result<(), String> {
+        if self.kind != NodeKind::Data {
+            return Err(format!("{} is a witness: it is sent no data", self.name));
+        }
+        if allowed.is_empty() || self.region.as_ref().is_some_and(|own| allowed.contains(own)) {
+            return Ok(());
+        }
+        let names: Vec<&str> = allowed.iter().map(Region::as_str).collect();
+        let place = self.region.as_ref().map_or("no known region", Region::as_str);
+        Err(format!(
+            "{} is in {place}, and data may be in {} only (allowed_regions)",
+            self.name,
+            names.join(", ")
+        ))
+    }
 }
 
 /// The local PostgreSQL.

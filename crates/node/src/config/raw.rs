@@ -17,6 +17,8 @@ pub(super) struct Raw {
     pub(super) data_dir: PathBuf,
     pub(super) initial_active: Option<String>,
     #[serde(default)]
+    pub(super) allowed_regions: Vec<String>,
+    #[serde(default)]
     pub(super) listen: RawListen,
     pub(super) tls: RawTls,
     #[serde(default)]
@@ -55,6 +57,7 @@ pub(super) struct RawMember {
     pub(super) name: String,
     pub(super) id: u64,
     pub(super) site: String,
+    pub(super) region: Option<String>,
     pub(super) kind: String,
     pub(super) address: String,
 }
@@ -83,6 +86,7 @@ pub(super) struct RawDurability {
     pub(super) degrade_after: Option<String>,
     pub(super) on_sole_survivor: Option<String>,
     pub(super) promote_without_lease_wait: Option<bool>,
+    pub(super) durable_copies: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

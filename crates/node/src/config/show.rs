@@ -71,7 +71,11 @@ fn identity(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
     writeln!(out, "# be honest; a disk apart from PostgreSQL's makes commits faster.")?;
     writeln!(out, "data_dir = {}", path(&config.data_dir))?;
     writeln!(out, "# The data node that the cluster is founded on; has no meaning afterwards.")?;
-    writeln!(out, "initial_active = {}", text(config.initial_active.as_str()))
+    writeln!(out, "initial_active = {}", text(config.initial_active.as_str()))?;
+    writeln!(out, "# Data goes only to members whose region is named here; none named: anywhere.")?;
+    let allowed: Vec<String> =
+        config.allowed_regions.iter().map(|region| text(region.as_str())).collect();
+    writeln!(out, "allowed_regions = [{}]", allowed.join(", "))
 }
 
 fn connections(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
@@ -100,6 +104,9 @@ fn members(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
         writeln!(out, "name = {}", text(member.name.as_str()))?;
         writeln!(out, "id = {}", member.id)?;
         writeln!(out, "site = {}", text(member.site.as_str()))?;
+        if let Some(region) = &member.region {
+            writeln!(out, "region = {}", text(region.as_str()))?;
+        }
         writeln!(out, "kind = {}", kind(member.kind))?;
         writeln!(out, "address = {}\n", text(&member.address))?;
     }
@@ -181,7 +188,16 @@ fn durability(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
         "# In \"zero\": a passive takes over before the lease of a silent active is over. Readers"
     )?;
     writeln!(out, "# and sessions that opted out may go on at the old active until then.")?;
-    writeln!(out, "promote_without_lease_wait = {}", durability.promote_without_lease_wait)
+    writeln!(out, "promote_without_lease_wait = {}", durability.promote_without_lease_wait)?;
+    writeln!(
+        out,
+        "# With several passives: at how many of them a commit has to be durable; 0 is at all of them."
+    )?;
+    writeln!(
+        out,
+        "# With fewer, a failover needs as many others to be heard as could have it alone."
+    )?;
+    writeln!(out, "durable_copies = {}", durability.durable_copies)
 }
 
 fn timing(config: &NodeConfig, out: &mut String) -> std::fmt::Result {

@@ -148,7 +148,7 @@ fn the_nodes_own_directory_inside_pgdata_is_refused() {
 }
 
 #[test]
-fn two_places_are_allowed_with_a_warning_and_three_data_nodes_are_not() {
+fn two_places_are_allowed_with_a_warning_and_six_data_nodes_are_not() {
     let config = parse(&GOOD.replace("site = \"third\"", "site = \"south\"")).unwrap();
     assert!(
         config.warnings.iter().any(|w| w.contains("two places alone")),
@@ -156,8 +156,47 @@ fn two_places_are_allowed_with_a_warning_and_three_data_nodes_are_not() {
         config.warnings
     );
     assert!(config.warnings.iter().any(|w| w.contains("no majority")), "{:?}", config.warnings);
-    let errors = errors(&GOOD.replace("kind = \"witness\"", "kind = \"data\""));
-    assert!(errors[0].contains("not yet supported"), "{errors:?}");
+    let third = GOOD.replace("kind = \"witness\"", "kind = \"data\"");
+    assert_eq!(parse(&third).unwrap().members.len(), 3);
+    let more = (4..=6).fold(third, |text, id| {
+        let host = format!("127.0.1.{id}");
+        let entry = format!(
+            "[[members]]\nname = \"n{id}\"\nid = {id}\nsite = \"n{id}\"\nkind = \"data\"\naddress = \
+             \"{host}:7400\"\n\n[postgres]\n"
+        );
+        text.replacen("[postgres]\n", &entry, 1)
+    });
+    let errors = errors(&more);
+    assert!(errors[0].contains("6 data nodes") && errors[0].contains("at most 5"), "{errors:?}");
+}
+
+#[test]
+fn data_is_only_where_it_is_allowed() {
+    let in_region = |text: &str, site: &str, region: &str| {
+        let entry = format!("site = \"{site}\"\nkind = \"data\"\naddress");
+        let with = format!("site = \"{site}\"\nregion = \"{region}\"\nkind = \"data\"\naddress");
+        assert!(text.contains(&entry), "{text}");
+        text.replacen(&entry, &with, 1)
+    };
+    let allowed = GOOD.replacen("cluster =", "allowed_regions = [\"eu\", \"ch\"]\ncluster =", 1);
+    let unnamed = errors(&in_region(&allowed, "north", "eu"));
+    assert_eq!(unnamed.len(), 1, "{unnamed:?}");
+    assert!(unnamed[0].contains("members[1].region") && unnamed[0].contains("absent"));
+    let both = in_region(&in_region(&allowed, "north", "eu"), "south", "us");
+    let elsewhere = errors(&both);
+    assert!(elsewhere[0].contains("\"us\"") && elsewhere[0].contains("ch, eu"), "{elsewhere:?}");
+    // The witness has no data, so it may be anywhere; and it is sent none.
+    let config = parse(&in_region(&in_region(&allowed, "north", "eu"), "south", "ch")).unwrap();
+    let may = |name: &str| {
+        let member = config.members.iter().find(|member| member.name.as_str() == name).unwrap();
+        member.check_may_have_data(&config.allowed_regions)
+    };
+    assert_eq!(may("south"), Ok(()));
+    assert!(may("witness").unwrap_err().contains("sent no data"));
+    assert_eq!(
+        NodeConfig::parse(&config.show(), Path::new("/x")).unwrap().allowed_regions.len(),
+        2
+    );
 }
 
 #[test]

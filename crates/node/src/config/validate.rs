@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use understudy_core::node::Damping;
 use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor, Timing};
-use understudy_types::{DurabilityMode, NodeId, NodeKind, NodeName};
+use understudy_types::{DurabilityMode, NodeId, NodeKind, NodeName, Region};
 
 use super::raw::{
     Raw, RawDurability, RawListen, RawLog, RawMember, RawPostgres, RawTiming, RawTrace, RawWal,
@@ -27,6 +27,10 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 const PORT_DIGITS_MAX: usize = 5;
 /// As many as Raft and `status` are meant for.
 const MEMBERS_MAX: usize = 9;
+/// As many data nodes as a source feeds: each has a slot and a stream of its own.
+const DATA_NODES_MAX: usize = 5;
+/// k of n beside the active.
+const DURABLE_COPIES_MAX: u32 = 4;
 /// What the decision recorder may occupy unless the file says otherwise.
 const TRACE_DEFAULT: &str = "64MiB";
 /// With less, a file of the ring would hold little more than the snapshot it begins with.
@@ -115,6 +119,7 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
     let members = members(&mut found, &raw.members);
     let own = own_entry(&mut found, &members, &raw.name, &raw.site, &raw.kind);
     check_members(&mut found, &members);
+    let allowed_regions = allowed_regions(&mut found, &raw.allowed_regions, &members);
     let initial_active = initial_active(&mut found, &members, raw.initial_active.as_deref());
     let host = own.as_ref().and_then(|own| split_host_port(&own.address)).map(|(host, _)| host);
     let postgres = match (kind, raw.postgres) {
@@ -163,6 +168,7 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
             tls,
             members,
             initial_active: initial_active?,
+            allowed_regions,
             postgres,
             durability,
             timing,
@@ -208,6 +214,8 @@ fn members(found: &mut Findings, raw: &[RawMember]) -> Vec<Member> {
         let name = found.parse(field("name"), &member.name);
         let site = found.parse(field("site"), &member.site);
         let kind = found.kind(&field("kind"), &member.kind);
+        let region = member.region.as_ref();
+        let region = region.and_then(|region| found.parse(field("region"), region));
         if member.id == 0 {
             found.error(field("id"), member.id, "expected a number from 1");
         }
@@ -217,7 +225,7 @@ fn members(found: &mut Findings, raw: &[RawMember]) -> Vec<Member> {
         }
         if let (Some(name), Some(site), Some(kind)) = (name, site, kind) {
             let (id, address) = (NodeId(member.id), member.address.clone());
-            members.push(Member { name, id, site, kind, address });
+            members.push(Member { name, id, site, region, kind, address });
         }
     }
     let mut seen = BTreeMap::new();
@@ -237,6 +245,28 @@ fn members(found: &mut Findings, raw: &[RawMember]) -> Vec<Member> {
     members
 }
 
+/// Where data may be; every data node has to be there, this one too.
+fn allowed_regions(found: &mut Findings, raw: &[String], members: &[Member]) -> BTreeSet<Region> {
+    let each = raw.iter().enumerate();
+    let allowed: BTreeSet<Region> = each
+        .filter_map(|(index, text)| found.parse(format!("allowed_regions[{index}]"), text))
+        .collect();
+    for (index, member) in members.iter().enumerate() {
+        if member.kind != NodeKind::Data || member.check_may_have_data(&allowed).is_ok() {
+            continue;
+        }
+        let names: Vec<&str> = allowed.iter().map(Region::as_str).collect();
+        let said = member.region.as_ref().map_or("absent".to_owned(), |r| quoted(r.as_str()));
+        let remedy = format!(
+            "a data node has to be in one of allowed_regions, {}; make {} a witness or allow its region",
+            names.join(", "),
+            member.name
+        );
+        found.error(format!("members[{index}].region"), said, remedy);
+    }
+    allowed
+}
+
 /// Which founding lists cannot work, and which do not do what one would expect of them.
 fn check_members(found: &mut Findings, members: &[Member]) {
     if members.is_empty() {
@@ -246,10 +276,11 @@ fn check_members(found: &mut Findings, members: &[Member]) {
     match data {
         0 => found.error("members", "no data node", "at least one must have kind \"data\""),
         1 => found.warnings.push("there is one data node: nothing can take over from it".into()),
-        2 => {}
+        2..=DATA_NODES_MAX => {}
         _ => {
             let value = format!("{data} data nodes");
-            let remedy = "more than two are not yet supported; make the others witnesses";
+            let remedy =
+                format!("at most {DATA_NODES_MAX} are supported; make the others witnesses");
             found.error("members", value, remedy);
         }
     }
@@ -417,6 +448,20 @@ fn user_parameters(
     parameters
 }
 
+/// k of n: whether so many passives are there is not known from here, members may be added.
+fn durable_copies(found: &mut Findings, copies: i64, before: u32) -> u32 {
+    match u32::try_from(copies) {
+        Ok(copies) if copies <= DURABLE_COPIES_MAX => copies,
+        Ok(_) | Err(_) => {
+            let remedy = format!(
+                "expected 0 (all of those who are waited for) to {DURABLE_COPIES_MAX} copies"
+            );
+            found.error("durability.durable_copies", copies.to_string(), remedy);
+            before
+        }
+    }
+}
+
 fn durability(found: &mut Findings, raw: &RawDurability, ttl: Duration) -> ClusterConfig {
     let mut config = ClusterConfig::default();
     let modes = [
@@ -442,6 +487,9 @@ fn durability(found: &mut Findings, raw: &RawDurability, ttl: Duration) -> Clust
     if let Some(text) = &raw.on_sole_survivor {
         let choice = found.choice("durability.on_sole_survivor", text, &survivors);
         config.on_sole_survivor = choice.unwrap_or(config.on_sole_survivor);
+    }
+    if let Some(copies) = raw.durable_copies {
+        config.durable_copies = durable_copies(found, copies, config.durable_copies);
     }
     config.promote_without_lease_wait =
         raw.promote_without_lease_wait.unwrap_or(config.promote_without_lease_wait);

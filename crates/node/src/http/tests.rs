@@ -157,6 +157,10 @@ async fn a_waited_for_passive_in_zero_is_synchronous() {
     assert_eq!(door.code("/sync").await, 200);
     assert_eq!(door.code("/read-only-sync").await, 200);
     assert_eq!(door.code("/async").await, 503);
+    scene.state.durability.waited.insert(WITNESS);
+    scene.state.durability.copies = 1;
+    let door = open(&scene).await;
+    assert_eq!(door.code("/sync").await, 503, "a commit may be at the other one only");
 }
 
 #[tokio::test]

@@ -326,7 +326,7 @@ fn loss(facts: &Facts, was_active: bool) -> (LossBound, String) {
         return (LossBound::NONE, words.to_owned());
     }
     let durable = facts.copy.durable_lsn.unwrap_or(Lsn::ZERO);
-    let known = state.loss_bound(facts.me, durable);
+    let known = state.loss_bound_alone(facts.me, durable);
     let eligible = state.durability.eligible.contains(&facts.me) && !state.durability.lifted;
     let stalls = state.config.on_passive_loss == OnPassiveLoss::Stall;
     // What is wanted may be weaker than what is in force, and then may have come in force since.
@@ -338,6 +338,9 @@ fn loss(facts: &Facts, was_active: bool) -> (LossBound, String) {
     };
     if facts.older_copy.is_some() {
         return unknown("this node was put back on an older copy of what it knew");
+    }
+    if state.durability.is_quorum() {
+        return unknown("commits waited for some of several nodes, and the others cannot be asked");
     }
     match mode {
         _ if !eligible => unknown("commits did not wait for this node"),

@@ -89,6 +89,7 @@ impl StatusBuilder {
             durability_lifted: state.durability.lifted,
             generation: state.durability.generation,
             waited_for: names(&state.durability.waited),
+            durable_copies: u32::try_from(state.durability.copies_count()).unwrap_or(u32::MAX),
             eligible: names(&state.durability.eligible),
             rpo_ceiling_seconds: bounded.then_some(state.config.rpo.as_secs_f64()),
             exposure_seconds: exposure.map(|(time, _)| time.as_secs_f64()),

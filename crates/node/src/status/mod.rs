@@ -61,6 +61,9 @@ pub struct ClusterStatus {
     pub generation: u64,
     /// Who is waited for.
     pub waited_for: Vec<String>,
+    /// At how many of them a commit has to be durable.
+    #[serde(default)]
+    pub durable_copies: u32,
     /// Who may be promoted.
     pub eligible: Vec<String>,
     /// The ceiling, where the mode has one.

@@ -80,6 +80,7 @@ pub(crate) fn running_state() -> ClusterState {
         durability: Durability {
             mode: DurabilityMode::Bounded,
             waited: BTreeSet::from([SOUTH]),
+            copies: 0,
             eligible: BTreeSet::from([SOUTH]),
             generation: 4,
             lifted: false,
@@ -276,6 +277,7 @@ fn before_founding_the_configured_members_are_shown() {
         name: "north".parse().unwrap(),
         id: NORTH,
         site: "attic".parse().unwrap(),
+        region: None,
         kind: NodeKind::Data,
         address: "127.0.0.1:7400".to_owned(),
     };

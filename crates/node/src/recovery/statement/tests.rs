@@ -189,6 +189,10 @@ fn where_the_others_may_have_gone_on_alone_the_loss_is_unknown() {
     unknown(|f| f.state.config.on_passive_loss = OnPassiveLoss::Degrade);
     unknown(|f| f.state.durability.lifted = true);
     unknown(|f| f.state.durability.eligible.clear());
+    unknown(|f| {
+        f.state.durability.waited.insert(WITNESS);
+        f.state.durability.copies = 1;
+    });
     unknown(|f| f.state.durability.mode = DurabilityMode::BestEffort);
     unknown(|f| f.state.config.mode = DurabilityMode::BestEffort);
     unknown(|f| f.older_copy = Some("start 4 is missing".to_owned()));
