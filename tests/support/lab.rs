@@ -45,10 +45,13 @@ pub(crate) struct Plan {
     pub(crate) durability: &'static str,
     /// One passive, or two.
     pub(crate) passives: usize,
+    /// What the third node is: a witness, or a journal.
+    pub(crate) third: &'static str,
 }
 
 /// Nothing acknowledged may be lost.
-pub(crate) const ZERO: Plan = Plan { mode: "zero", lease_ttl: None, durability: "", passives: 1 };
+pub(crate) const ZERO: Plan =
+    Plan { mode: "zero", lease_ttl: None, durability: "", passives: 1, third: "witness" };
 
 /// What is lost is bounded, and nothing waits for the passive.
 pub(crate) const BOUNDED: Plan = Plan { mode: "bounded", ..ZERO };
@@ -112,7 +115,7 @@ impl Lab {
         }
         text += "[parameters]\nshared_buffers = \"32MB\"\nmax_connections = 60\n";
         for node in &self.nodes {
-            let kind = if node.name == WITNESS { "witness" } else { "data" };
+            let kind = if node.name == WITNESS { plan.third } else { "data" };
             text += &format!(
                 "[[nodes]]\nname = \"{}\"\nkind = \"{kind}\"\naddress = \"{}:{GRPC_PORT}\"\n\
                  http = \"{}:{HTTP_PORT}\"\n",

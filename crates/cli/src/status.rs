@@ -203,9 +203,9 @@ fn write_table(text: &mut String, status: &ClusterStatus, colours: bool) {
         let colour = match node.role {
             _ if node.state == "unreachable" => 31,
             SiteRole::Active if node.writable => 32,
-            SiteRole::Passive if node.attached => 36,
+            SiteRole::Passive | SiteRole::Journal if node.attached => 36,
             SiteRole::Witness => 0,
-            SiteRole::Active | SiteRole::Passive => 33,
+            SiteRole::Active | SiteRole::Passive | SiteRole::Journal => 33,
         };
         text.push_str(&paint(&line, colour, colours));
         text.push('\n');
@@ -223,8 +223,12 @@ fn cells(node: &NodeStatus) -> [String; 9] {
     };
     let state = match node.role {
         SiteRole::Active if node.writable => format!("{}, writable", node.state),
-        SiteRole::Passive if node.attached => format!("{}, attached", node.state),
-        SiteRole::Active | SiteRole::Passive | SiteRole::Witness => node.state.clone(),
+        SiteRole::Passive | SiteRole::Journal if node.attached => {
+            format!("{}, attached", node.state)
+        }
+        SiteRole::Active | SiteRole::Passive | SiteRole::Journal | SiteRole::Witness => {
+            node.state.clone()
+        }
     };
     [
         if node.leader { format!("{}*", node.name) } else { node.name.clone() },

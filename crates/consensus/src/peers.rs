@@ -24,7 +24,7 @@ use understudy_types::{ClusterId, Incarnation, NodeId, NodeKind, NodeName, SiteN
 use crate::past::{Pasts, Unknown};
 
 /// Grows when a message changes in a way that an older program would misread.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Which of the two connections to a node. TCP delivers in order, so one lost packet holds up all that
 /// follows on its connection, and what is lost again holds it up longer each time; the other
@@ -90,6 +90,7 @@ impl From<&FoundingMember> for v1::FoundingMember {
             address: member.address.clone(),
             witness: member.kind == NodeKind::Witness,
             site: member.site.to_string(),
+            journal: member.kind == NodeKind::Journal,
         }
     }
 }

@@ -152,6 +152,7 @@ impl World {
                 attached: true,
                 durable_lsn: other.journal.map_or(Lsn::ZERO, |journal| journal.durable_lsn),
                 replay_lsn: Some(other.end),
+                begin_lsn: Lsn::ZERO,
             })
             .collect();
         Some(SourcePositions {
@@ -353,6 +354,7 @@ impl Machine {
         match task {
             Task::ReadIndex => Completion::ReadDone,
             Task::CollectSeals { .. } => unreachable!("one passive alone is no quorum"),
+            Task::BeginJournalAnew(_) => unreachable!("no node here has nothing but a journal"),
             Task::PrepareData => {
                 self.empty = false;
                 self.end = Lsn(100);

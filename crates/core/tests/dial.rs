@@ -125,6 +125,7 @@ impl Bench {
             attached: true,
             durable_lsn: Lsn(durable),
             replay_lsn: Some(Lsn(durable)),
+            begin_lsn: Lsn::ZERO,
         };
         SourcePositions {
             read_at: self.now,

@@ -248,6 +248,7 @@ impl World {
                 attached: self.reachable(*node) && self.reachable(id),
                 durable_lsn: other.durable(),
                 replay_lsn: Some(other.durable()),
+                begin_lsn: Lsn::ZERO,
             })
             .collect();
         Some(SourcePositions {
@@ -347,6 +348,7 @@ impl World {
             | Task::PrepareSwitchover
             | Task::ShutClientsOut { .. }
             | Task::Seal(_)
+            | Task::BeginJournalAnew(_)
             | Task::CollectSeals { .. }
             | Task::PromoteLocally { .. }
             | Task::Survey => true,
@@ -493,6 +495,7 @@ impl Machine {
         match task {
             Task::ReadIndex => Completion::ReadDone,
             Task::CollectSeals { .. } => unreachable!("one passive alone is no quorum"),
+            Task::BeginJournalAnew(_) => unreachable!("no node here has nothing but a journal"),
             Task::PrepareData => {
                 (self.empty, self.end) = (false, Lsn(100));
                 Completion::DataReady

@@ -26,17 +26,19 @@ use understudy_shipping::relay::{Relay, RelayOptions};
 use understudy_transport::{
     ChannelOptions, Dialer, Identity, ListenOptions, Listener, TlsIdentity,
 };
-use understudy_types::{Clock, DurabilityMode, Epoch, NodeId, NodeName};
+use understudy_types::{Clock, DurabilityMode, Epoch, NodeId, NodeKind, NodeName};
 
 use crate::clock::BootClock;
 use crate::config::{NodeConfig, PostgresConfig};
 use crate::doors::{self, Doors};
 use crate::driver::{Driver, Shared};
+use crate::follower::FollowerOptions;
 use crate::guard::{self, GuardTeller};
-use crate::hands::{Hands, HandsOptions, Observer, journal_aside};
+use crate::hands::{BulkDialer, Hands, HandsOptions, Observer, journal_aside};
 use crate::http::HttpDoor;
+use crate::journal_node::JournalNode;
 use crate::limits;
-use crate::observer::{LocalSeen, observe};
+use crate::observer::{LocalSeen, Sight, observe};
 use crate::receipts::Promised;
 use crate::recorder::{LastWordsCell, Recorder, RecorderOptions};
 use crate::recovery::{self, Superseded};
@@ -146,8 +148,13 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         Some(postgres) => Some(prepare_postgres(&config, postgres, Damaged::SetAside).await?),
         None => None,
     };
+    let only_journal = match config.kind {
+        NodeKind::Journal => Some(prepare_journal(&config, Damaged::SetAside).await?),
+        NodeKind::Data | NodeKind::Witness => None,
+    };
     let report_dialers = dialers(&config, &identity, &ChannelOptions::consensus())?;
     let bulk = dialers(&config, &identity, &ChannelOptions::bulk())?;
+    let bulk: BulkDialer = Arc::new(move |node| bulk.get(&node).cloned());
     let (consensus, applied) = Consensus::start(consensus_options(&config, &identity))
         .await
         .map_err(part("start the consensus"))?;
@@ -175,7 +182,7 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
                 journal,
                 cell: cell.clone(),
                 clock: clock.clone(),
-                bulk: Arc::new(move |node| bulk.get(&node).cloned()),
+                bulk: bulk.clone(),
                 names: Arc::new(move |node| names.get(&node).cloned()),
                 standby,
                 events: sender.clone(),
@@ -185,6 +192,22 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         }
         None => None,
     };
+    let journal_node = only_journal.map(|journal| {
+        let options = FollowerOptions {
+            me: config.id,
+            name: config.name.clone(),
+            cluster: config.cluster,
+            incarnation: consensus.incarnation(),
+            journal,
+            only_journal: true,
+            clock: clock.clone(),
+            bulk: bulk.clone(),
+            standby: watch::Sender::new(StandbyProgress::default()).subscribe(),
+            events: sender.clone(),
+            fatal: fatal.clone(),
+        };
+        JournalNode::new(options, config.data_dir.clone())
+    });
     if let Some(hands) = hands.clone() {
         // Beside the start: an active that is back must not be late for its lease.
         tokio::spawn(async move { hands.look_at_receipts().await });
@@ -206,6 +229,7 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         clock: clock.clone(),
         consensus: consensus.clone(),
         hands: hands.clone(),
+        journal_node: journal_node.clone(),
         cell: cell.clone(),
         runtime: tokio::runtime::Handle::current(),
         events,
@@ -219,8 +243,12 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         recorder,
     };
     let seen_by_doors = seen.subscribe();
-    let observer = hands.clone().map(|hands| Observer::new(hands, look_interval_ms));
-    tokio::spawn(observe(observer, observed, seen, sender.clone()));
+    let sight = match (hands.clone(), journal_node.clone()) {
+        (Some(hands), _) => Sight::Data(Observer::new(hands, look_interval_ms)),
+        (None, Some(node)) => Sight::Journal(node),
+        (None, None) => Sight::Nothing,
+    };
+    tokio::spawn(observe(sight, observed, seen, sender.clone()));
     tokio::spawn(forward_applied(applied, shared.clone(), sender.clone()));
     tokio::spawn(forward_leadership(consensus.clone(), sender.clone()));
     if let Some(hands) = hands.clone() {
@@ -242,7 +270,19 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         let (journal, pg_wal) = retention::policies(&config, postgres)
             .map_err(part("look at the file systems for WAL"))?;
         tokio::spawn(retention::look_after(hands, clock.clone(), journal, pg_wal, room_words));
+    } else if let Some(node) = &journal_node {
+        let policy =
+            retention::journal_policy(&config).map_err(part("look at the file system for WAL"))?;
+        let (journal, state) = (node.journal().clone(), consensus.state());
+        let looking =
+            retention::look_after_journal(journal, state, clock.clone(), policy, room_words);
+        tokio::spawn(looking);
     }
+    let follower = match (&hands, &journal_node) {
+        (Some(hands), _) => Some(hands.follower().clone()),
+        (None, Some(node)) => Some(node.follower().clone()),
+        (None, None) => None,
+    };
     let doors = Doors {
         config: Arc::new(config),
         consensus: consensus.clone(),
@@ -255,6 +295,7 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         warnings: warnings_seen,
         room_words: room_words_seen,
         hands,
+        follower,
         superseded,
     };
     let served = doors::serve(doors, grpc, http, metrics, shutdown.clone());
@@ -400,6 +441,10 @@ fn prepare_directories(config: &NodeConfig) -> Result<(), RunError> {
     make(&config.data_dir, 0o711, None)?;
     make(&config.data_dir.join("raft"), 0o700, None)?;
     make(&config.data_dir.join("trace"), 0o700, None)?;
+    if config.kind == NodeKind::Journal {
+        make(&config.data_dir.join("wal"), 0o700, None)?;
+        make(&config.data_dir.join("divergent"), 0o700, None)?;
+    }
     if let Some(postgres) = &config.postgres {
         let user = OsUser::lookup(&postgres.os_user).map_err(part("find PostgreSQL's user"))?;
         make(&config.data_dir.join("wal"), 0o750, Some(user.gid))?;
@@ -438,7 +483,7 @@ pub(crate) async fn prepare_postgres(
         .expect("looking for programs does not panic")
         .map_err(part("find PostgreSQL's programs"))?;
     let os_user = OsUser::lookup(&postgres.os_user).map_err(part("find PostgreSQL's user"))?;
-    let (journal, pg_wal) =
+    let (_, pg_wal) =
         retention::policies(config, postgres).map_err(part("look at the file systems for WAL"))?;
     let server = Server::new(
         Settings {
@@ -455,14 +500,19 @@ pub(crate) async fn prepare_postgres(
         binaries,
     )
     .map_err(part("prepare PostgreSQL"))?;
+    Ok((server, prepare_journal(config, damaged).await?))
+}
+
+async fn prepare_journal(config: &NodeConfig, damaged: Damaged) -> Result<Journal, RunError> {
+    let policy =
+        retention::journal_policy(config).map_err(part("look at the file system for WAL"))?;
     let data_dir = config.data_dir.clone();
-    let limits = Limits { bytes_max: journal.bytes_max, reserve_bytes: journal.reserve_bytes };
+    let limits = Limits { bytes_max: policy.bytes_max, reserve_bytes: policy.reserve_bytes };
     let options = JournalOptions { limits, ..JournalOptions::default() };
-    let journal = tokio::task::spawn_blocking(move || open_journal(&data_dir, options, damaged))
+    tokio::task::spawn_blocking(move || open_journal(&data_dir, options, damaged))
         .await
         .expect("opening the journal does not panic")
-        .map_err(part("open the journal"))?;
-    Ok((server, journal))
+        .map_err(part("open the journal"))
 }
 
 fn open_journal(

@@ -21,7 +21,7 @@ use understudy_proto::v1::wal_server::WalServer;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::tunnel::TunnelTarget;
 use understudy_transport::{IncarnationDoor, Listener};
-use understudy_types::{Clock, NodeId, NodeKind, NodeName};
+use understudy_types::{Clock, NodeId, NodeName};
 
 use crate::admin::{
     AdminContext, AdminService, OperationError, Operations, admin_routes, report_health,
@@ -30,6 +30,7 @@ use crate::clock::wall_unix_us;
 use crate::config::NodeConfig;
 use crate::daemon::RunError;
 use crate::driver::{Shared, View};
+use crate::follower::Follower;
 use crate::hands::{Hands, tunnel_roles};
 use crate::http::{HttpDoor, HttpState};
 use crate::metrics::{Local, StatusMetrics, set_compression};
@@ -64,6 +65,8 @@ pub(crate) struct Doors {
     /// What there is to say of the room for WAL.
     pub(crate) room_words: watch::Receiver<Vec<String>>,
     pub(crate) hands: Option<Hands>,
+    /// The receiving half of a node that keeps WAL.
+    pub(crate) follower: Option<Follower>,
     /// Hears of a newer incarnation of the cluster.
     pub(crate) superseded: Arc<Superseded>,
 }
@@ -115,7 +118,8 @@ pub(crate) async fn serve(
     let receipts = ReceiptsService::new(divergent_dir(&doors.config.data_dir));
     let routes = routes.add_service(ReceiptsServer::new(receipts));
     let (name, hands) = (doors.config.name.clone(), doors.hands.clone());
-    let wal_files = WalFilesService::new(name, hands, doors.seen.clone());
+    let journal = doors.follower.as_ref().map(|follower| follower.journal().clone());
+    let wal_files = WalFilesService::new(name, journal, hands, doors.seen.clone());
     let routes = routes.add_service(WalFilesServer::new(wal_files));
     let describing = RecoveryService {
         config: doors.config.clone(),
@@ -124,19 +128,18 @@ pub(crate) async fn serve(
         status: status_of_this,
     };
     let routes = routes.add_service(RecoveryServer::new(describing));
-    let routes = match &doors.hands {
-        Some(hands) => routes.add_service(WalServer::new(WalService {
+    let routes = match &doors.follower {
+        Some(follower) => routes.add_service(WalServer::new(WalService {
             members: doors.config.members.clone(),
             allowed_regions: doors.config.allowed_regions.clone(),
             state: doors.consensus.state(),
-            hands: hands.clone(),
-            source: hands.source(),
-            journal: hands.journal().clone(),
-            tunnel: TunnelTarget {
+            follower: follower.clone(),
+            source: doors.hands.as_ref().map(Hands::source),
+            tunnel: doors.hands.as_ref().map(|hands| TunnelTarget {
                 socket_dir: hands.server().settings().socket_dir.clone(),
                 port: hands.server().settings().port,
                 users: tunnel_roles(),
-            },
+            }),
         })),
         None => routes,
     };
@@ -202,7 +205,7 @@ impl Doors {
     fn record_compression(&self) {
         let source = self.hands.as_ref().and_then(|hands| hands.source().borrow().clone());
         let seen = source.map(|source| source.compression()).unwrap_or_default();
-        for member in self.config.peers().filter(|member| member.kind == NodeKind::Data) {
+        for member in self.config.peers().filter(|member| member.kind.keeps_wal()) {
             set_compression(member.name.as_str(), seen.get(&member.id));
         }
     }

@@ -19,8 +19,10 @@ use understudy_core::verdict::Verdict;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_types::{BootInstant, Clock};
 
+use crate::follower::FollowOrder;
 use crate::guard::GuardTeller;
-use crate::hands::{FollowOrder, Hands, TaskDone};
+use crate::hands::{Hands, TaskDone};
+use crate::journal_node::JournalNode;
 use crate::recorder::Recorder;
 
 /// How long one proposal may take before its outcome counts as unknown.
@@ -59,6 +61,8 @@ pub(crate) struct Driver {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) consensus: Consensus,
     pub(crate) hands: Option<Hands>,
+    /// In place of hands, where there is nothing but a journal.
+    pub(crate) journal_node: Option<JournalNode>,
     pub(crate) cell: Arc<PermitCell>,
     pub(crate) runtime: Handle,
     pub(crate) events: mpsc::UnboundedReceiver<Event>,
@@ -146,16 +150,18 @@ impl Driver {
                 if let Some(left_behind) = self.running.take() {
                     left_behind.abort();
                 }
-                if let Some(hands) = &self.hands {
-                    hands.order(FollowOrder::Follow { holder, admission, history });
-                }
+                self.order(FollowOrder::Follow { holder, admission, history });
             }
-            Action::Unfollow => {
-                if let Some(hands) = &self.hands {
-                    hands.order(FollowOrder::Unfollow);
-                }
-            }
+            Action::Unfollow => self.order(FollowOrder::Unfollow),
             Action::Run(id, task) => self.begin(id, task),
+        }
+    }
+
+    fn order(&self, order: FollowOrder) {
+        match (&self.hands, &self.journal_node) {
+            (Some(hands), _) => hands.order(order),
+            (None, Some(node)) => node.order(order),
+            (None, None) => {}
         }
     }
 
@@ -166,14 +172,15 @@ impl Driver {
         }
         let (consensus, observed) = (self.consensus.clone(), self.observed.clone());
         let applied = self.shared.applied_index.subscribe();
-        let hands = self.hands.clone();
+        let (hands, journal_node) = (self.hands.clone(), self.journal_node.clone());
         let name = task_name(&task);
         tracing::debug!(task = name, "task begins");
         self.running = Some(self.runtime.spawn(async move {
-            let result = match (task, hands) {
-                (Task::ReadIndex, _) => read_index(&consensus, applied).await,
-                (task, Some(hands)) => hands.carry_out(task).await,
-                (_, None) => {
+            let result = match (task, hands, journal_node) {
+                (Task::ReadIndex, ..) => read_index(&consensus, applied).await,
+                (task, Some(hands), _) => hands.carry_out(task).await,
+                (task, None, Some(node)) => node.carry_out(task).await,
+                (_, None, None) => {
                     Err(TaskFailure { words: "a witness has no server".to_owned(), suspect: false })
                 }
             };
@@ -250,5 +257,6 @@ fn task_name(task: &Task) -> &'static str {
         Task::PromoteLocally { .. } => "promote-locally",
         Task::Survey => "survey",
         Task::Join { .. } => "join",
+        Task::BeginJournalAnew(_) => "begin-journal-anew",
     }
 }

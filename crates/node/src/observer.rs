@@ -7,6 +7,7 @@ use understudy_types::PromotionId;
 
 use crate::clock::wall_unix_us;
 use crate::hands::{Observer, TaskDone};
+use crate::journal_node::JournalNode;
 
 /// What was seen last, for status.
 #[derive(Clone, Debug, Default)]
@@ -17,10 +18,19 @@ pub(crate) struct LocalSeen {
     pub(crate) observation: Option<Observation>,
 }
 
-/// Runs until the daemon ends. A witness has nothing to look at, but its core needs fresh identities
-/// and the wall clock too.
+/// What there is to look at.
+pub(crate) enum Sight {
+    /// A server, its data directory and its journal.
+    Data(Observer),
+    /// A journal alone.
+    Journal(JournalNode),
+    /// Nothing; but its core needs fresh identities and the wall clock too.
+    Nothing,
+}
+
+/// Runs until the daemon ends.
 pub(crate) async fn observe(
-    mut observer: Option<Observer>,
+    mut sight: Sight,
     mut ended: mpsc::Receiver<TaskDone>,
     seen: watch::Sender<LocalSeen>,
     events: mpsc::UnboundedSender<Event>,
@@ -31,13 +41,17 @@ pub(crate) async fn observe(
                 Some(done) => Some(done),
                 None => return,
             },
-            () = wait(observer.as_ref()) => None,
+            () = wait(&sight) => None,
         };
-        let view = match &mut observer {
-            Some(observer) => observer.look().await,
-            None => LocalView::default(),
+        let view = match &mut sight {
+            Sight::Data(observer) => observer.look().await,
+            Sight::Journal(node) => node.look(),
+            Sight::Nothing => LocalView::default(),
         };
-        let observation = observer.as_ref().and_then(|observer| observer.seen.clone());
+        let observation = match &sight {
+            Sight::Data(observer) => observer.seen.clone(),
+            Sight::Journal(_) | Sight::Nothing => None,
+        };
         seen.send_replace(LocalSeen { view: view.clone(), observation });
         let fresh = PromotionId(uuid::Uuid::new_v4());
         let local = Event::Local { view, fresh, wall_unix_us: wall_unix_us() };
@@ -52,9 +66,11 @@ pub(crate) async fn observe(
     }
 }
 
-async fn wait(observer: Option<&Observer>) {
-    match observer {
-        Some(observer) => observer.wait().await,
-        None => tokio::time::sleep(std::time::Duration::from_millis(200)).await,
+async fn wait(sight: &Sight) {
+    match sight {
+        Sight::Data(observer) => observer.wait().await,
+        Sight::Journal(_) | Sight::Nothing => {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
     // While nobody is known to hold anything, what would be lost is not known either.
     let measured = positions.as_ref().filter(|positions| positions.survives.is_some());
     let exposure = measured.map(|positions| positions.exposure);
-    let following = hands.and_then(|hands| hands.following());
+    let following = doors.follower.as_ref().and_then(|follower| follower.following());
     let attached = following.is_some_and(|following| following.status.borrow().attached);
     let foreign_gate = matches!(&seen.view.postgres, PostgresView::Running(f) if f.foreign_gate);
     let running = matches!(&seen.view.postgres, PostgresView::Running(f) if f.silent_for.is_zero());

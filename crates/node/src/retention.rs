@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use tokio::sync::watch;
-use understudy_core::retention::{self, Growth, Held, Policy, SlotHeld};
+use understudy_core::ClusterState;
+use understudy_core::retention::{self, Growth, Held, Need, Policy, SlotHeld};
 use understudy_postgres::WalKept;
-use understudy_shipping::journal::Room;
 use understudy_shipping::journal::inspect::Gap;
+use understudy_shipping::journal::{Journal, Room};
 use understudy_types::Clock;
 
 use crate::config::{NodeConfig, PostgresConfig, WalConfig};
@@ -43,8 +44,16 @@ pub(crate) fn policies(
     config: &NodeConfig,
     postgres: &PostgresConfig,
 ) -> io::Result<(Policy, Policy)> {
-    let of = |place: &Path| policy(&config.wal, place);
-    Ok((of(&config.data_dir.join("wal"))?, of(&postgres.data_directory.join("pg_wal"))?))
+    let pg_wal = policy(&config.wal, &postgres.data_directory.join("pg_wal"))?;
+    Ok((journal_policy(config)?, pg_wal))
+}
+
+/// The limits of the journal.
+///
+/// # Errors
+/// When its file system cannot be asked.
+pub(crate) fn journal_policy(config: &NodeConfig) -> io::Result<Policy> {
+    policy(&config.wal, &config.data_dir.join("wal"))
 }
 
 /// PostgreSQL's settings with the limits of what it keeps, where the operator does not say them in
@@ -119,65 +128,135 @@ pub(crate) async fn look_after(
     server: Policy,
     words: watch::Sender<Vec<String>>,
 ) {
-    let mut keeper = Keeper {
-        hands,
-        journal: Place::new("journal", journal),
+    let mut journal = JournalKeeper::new(hands.journal().clone(), journal);
+    let mut server = ServerKeeper {
+        hands: hands.clone(),
         server: Place::new("pg_wal", server),
         away: BTreeSet::new(),
         told: BTreeSet::new(),
-        gaps: Vec::new(),
     };
     // A counter that is not there until the first time hides that first time from a rate.
     counter!("understudy_wal_removed_bytes_total").absolute(0);
     counter!("understudy_wal_slots_given_up_total").absolute(0);
-    let mut every = tokio::time::interval(INTERVAL);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut every = regularly();
     loop {
         every.tick().await;
-        let mut said = keeper.look_at_journal(&*clock).await;
-        said.extend(keeper.look_at_server(&*clock).await);
-        words.send_if_modified(|before| {
-            let changed = *before != said;
-            if changed {
-                said.iter().for_each(|words| tracing::warn!(words, "room for WAL"));
-                *before = said;
+        // As long as it is not known what the data directory needs, everything stays.
+        let needs = hands.wal_needs().await.ok_or("a data directory in the making");
+        let looked = journal.look(&*clock, needs.as_deref(), OnHeld::Refuse).await;
+        if looked.refused_for_somebody {
+            // What was replayed since the last restart point is not needed after another one.
+            if let Err(error) = hands.server().checkpoint(CHECKPOINT_PATIENCE).await {
+                tracing::debug!(error = chain(&error), "no restart point to make room");
             }
-            changed
-        });
+        }
+        let mut said = looked.words;
+        said.extend(server.look(&*clock).await);
+        tell(&words, said);
     }
 }
 
-struct Keeper {
-    hands: Hands,
-    journal: Place,
-    server: Place,
-    /// Slots that nobody streamed from at the last look.
-    away: BTreeSet<String>,
-    /// Slots that a metric speaks of.
-    told: BTreeSet<String>,
-    /// What was missing in the journal at the last look.
+/// The same for a journal that has no PostgreSQL beside it. Other nodes need it, and it is a spare of what
+/// they have: what they lack is given up before new WAL is refused.
+pub(crate) async fn look_after_journal(
+    journal: Journal,
+    state: watch::Receiver<Arc<ClusterState>>,
+    clock: Arc<dyn Clock>,
+    policy: Policy,
+    words: watch::Sender<Vec<String>>,
+) {
+    let mut journal = JournalKeeper::new(journal, policy);
+    counter!("understudy_wal_removed_bytes_total").absolute(0);
+    let mut every = regularly();
+    loop {
+        every.tick().await;
+        let needs = needs_of_others(&state.borrow()).ok_or("a promotion that may ask for it");
+        let looked = journal.look(&*clock, needs.as_deref(), OnHeld::GiveUp).await;
+        tell(&words, looked.words);
+    }
+}
+
+/// What the nodes that may be promoted lack, by what was published last; `None` while that is not known,
+/// as during a promotion, which may ask for any of it.
+fn needs_of_others(state: &ClusterState) -> Option<Vec<Need>> {
+    state.active()?;
+    let eligible = state.durability.eligible.iter();
+    let behind = eligible
+        .map(|node| Need { who: "a passive that lacks it", from_lsn: state.known_durable(*node) });
+    Some(behind.collect())
+}
+
+fn regularly() -> tokio::time::Interval {
+    let mut every = tokio::time::interval(INTERVAL);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    every
+}
+
+fn tell(words: &watch::Sender<Vec<String>>, said: Vec<String>) {
+    words.send_if_modified(|before| {
+        let changed = *before != said;
+        if changed {
+            said.iter().for_each(|words| tracing::warn!(words, "room for WAL"));
+            *before = said;
+        }
+        changed
+    });
+}
+
+/// What becomes of WAL that somebody needs, when it takes more than half of what there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnHeld {
+    /// It stays, and new WAL is refused in the end.
+    Refuse,
+    /// It goes.
+    GiveUp,
+}
+
+/// What came of a look at the journal.
+struct Looked {
+    words: Vec<String>,
+    /// It refuses new WAL, for the sake of somebody who needs what it has.
+    refused_for_somebody: bool,
+}
+
+/// Keeps a journal within its limits.
+struct JournalKeeper {
+    journal: Journal,
+    place: Place,
+    /// What was missing in it at the last look.
     gaps: Vec<Gap>,
 }
 
-impl Keeper {
-    async fn look_at_journal(&mut self, clock: &dyn Clock) -> Vec<String> {
-        let journal = self.hands.journal().clone();
+impl JournalKeeper {
+    fn new(journal: Journal, policy: Policy) -> JournalKeeper {
+        JournalKeeper { journal, place: Place::new("journal", policy), gaps: Vec::new() }
+    }
+
+    /// `needs`: by whom WAL is needed, or for whose sake everything stays, because that is not known.
+    async fn look(
+        &mut self,
+        clock: &dyn Clock,
+        needs: Result<&[Need], &&'static str>,
+        on_held: OnHeld,
+    ) -> Looked {
+        let journal = self.journal.clone();
         let positions = journal.positions().borrow().clone();
         let free = Room::of(journal.dir()).map(|room| room.free_bytes);
         let (Some(positions), Ok(free_bytes)) = (positions, free) else {
-            self.journal.record(None, None);
+            self.place.record(None, None);
             gauge!("understudy_wal_refused").set(f64::NAN);
-            return Vec::new();
+            return Looked { words: Vec::new(), refused_for_somebody: false };
         };
         let (begin_lsn, end_lsn) = (positions.begin_lsn, positions.written_lsn);
         let held = Held { begin_lsn, end_lsn, free_bytes };
-        self.journal.growth.note(clock.now(), end_lsn);
-        // As long as it is not known what the data directory needs, everything stays.
-        let needs = self.hands.wal_needs().await;
-        let plan = retention::plan(&self.journal.policy, &held, needs.as_deref().unwrap_or(&[]));
-        let held_for =
-            plan.held_for.or(needs.is_none().then_some("a data directory in the making"));
-        if needs.is_some() && plan.remove_before > begin_lsn {
+        self.place.growth.note(clock.now(), end_lsn);
+        let mut plan = retention::plan(&self.place.policy, &held, needs.unwrap_or(&[]));
+        let given_up = plan.held_for.filter(|_| on_held == OnHeld::GiveUp);
+        if given_up.is_some() {
+            plan = retention::plan(&self.place.policy, &held, &[]);
+        }
+        let held_for = plan.held_for.or(needs.err().copied());
+        if needs.is_ok() && plan.remove_before > begin_lsn {
             let removing =
                 tokio::task::spawn_blocking(move || journal.remove_before(plan.remove_before));
             match removing.await {
@@ -187,25 +266,25 @@ impl Keeper {
             }
         }
         let missing = self.missing().await;
-        let full_in = self.journal.record(Some(&held), held_for);
+        let full_in = self.place.record(Some(&held), held_for);
         let refused = positions.error.filter(|error| error.is_no_room()).map(|e| e.to_string());
         gauge!("understudy_wal_refused").set(f64::from(u8::from(refused.is_some())));
-        if refused.is_some() && held_for.is_some() {
-            // What was replayed since the last restart point is not needed after another one.
-            if let Err(error) = self.hands.server().checkpoint(CHECKPOINT_PATIENCE).await {
-                tracing::debug!(error = chain(&error), "no restart point to make room");
-            }
-        }
-        let policy = &self.journal.policy;
-        let mut said = words_of_journal(policy, &held, held_for, refused.as_deref(), full_in);
-        said.extend(words_of_gaps(&missing));
-        said
+        let policy = &self.place.policy;
+        let mut words = words_of_journal(policy, &held, held_for, refused.as_deref(), full_in);
+        words.extend(given_up.map(|who| {
+            format!(
+                "WAL is given up that {who}, because it takes more than half of the room: after a loss of \
+                 the active it could not be fetched from here"
+            )
+        }));
+        words.extend(words_of_gaps(&missing));
+        Looked { words, refused_for_somebody: refused.is_some() && held_for.is_some() }
     }
 
     /// WAL that is missing in the middle of the journal, by the names of its files at two looks: a file
     /// that is being renamed may be seen by neither name.
     async fn missing(&mut self) -> Vec<Gap> {
-        let place = self.hands.journal().place();
+        let place = self.journal.place();
         let looked = tokio::task::spawn_blocking(move || match place {
             Some(place) => place.survey().map(|survey| survey.coverage(&place).gaps),
             None => Ok(Vec::new()),
@@ -225,8 +304,20 @@ impl Keeper {
         let same = |gap: &Gap| before.iter().any(|known| known.first_file == gap.first_file);
         gaps.into_iter().filter(same).collect()
     }
+}
 
-    async fn look_at_server(&mut self, clock: &dyn Clock) -> Vec<String> {
+/// Keeps what PostgreSQL holds for others within its limits.
+struct ServerKeeper {
+    hands: Hands,
+    server: Place,
+    /// Slots that nobody streamed from at the last look.
+    away: BTreeSet<String>,
+    /// Slots that a metric speaks of.
+    told: BTreeSet<String>,
+}
+
+impl ServerKeeper {
+    async fn look(&mut self, clock: &dyn Clock) -> Vec<String> {
         let holds = self.hands.source().borrow().is_some();
         let wal_dir = self.hands.server().settings().data_dir.join("pg_wal");
         let free = Room::of(&wal_dir).map(|room| room.free_bytes);

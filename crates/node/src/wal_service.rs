@@ -12,7 +12,6 @@ use understudy_core::state::Phase;
 use understudy_proto::v1;
 use understudy_proto::v1::refused::Reason;
 use understudy_proto::v1::wal_server::Wal;
-use understudy_shipping::journal::Journal;
 use understudy_shipping::source::{self, Peer, SourceHandle};
 use understudy_shipping::tail;
 use understudy_shipping::tunnel::{TunnelTarget, serve_tunnel};
@@ -20,7 +19,7 @@ use understudy_transport::require_any_node;
 use understudy_types::{Epoch, Region};
 
 use crate::config::Member;
-use crate::hands::Hands;
+use crate::follower::Follower;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -28,13 +27,14 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(crate) struct WalService {
     /// What the cluster has agreed on, as applied here.
     pub(crate) state: watch::Receiver<Arc<ClusterState>>,
-    pub(crate) hands: Hands,
+    pub(crate) follower: Follower,
     pub(crate) members: Vec<Member>,
     /// Where WAL may be sent; nowhere named is anywhere.
     pub(crate) allowed_regions: BTreeSet<Region>,
-    pub(crate) source: watch::Receiver<Option<SourceHandle>>,
-    pub(crate) journal: Journal,
-    pub(crate) tunnel: TunnelTarget,
+    /// `None` at a node without a PostgreSQL, which never has one.
+    pub(crate) source: Option<watch::Receiver<Option<SourceHandle>>>,
+    /// The same.
+    pub(crate) tunnel: Option<TunnelTarget>,
 }
 
 impl WalService {
@@ -75,13 +75,13 @@ impl Wal for WalService {
         request: Request<Streaming<v1::ToSource>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
         let peer = self.member(&request)?;
-        let source = self.source.borrow().clone();
+        let source = self.source.as_ref().and_then(|source| source.borrow().clone());
         let answers = match source {
             Some(source) => source.attach(request.into_inner(), peer),
             None => source::refuse(
                 Reason::NotHolder,
                 "this node does not hold the epoch, or is not ready yet",
-                self.journal.max_epoch(),
+                self.follower.journal().max_epoch(),
             ),
         };
         Ok(Response::new(Box::pin(answers)))
@@ -92,8 +92,11 @@ impl Wal for WalService {
         request: Request<Streaming<v1::TunnelChunk>>,
     ) -> Result<Response<Self::TunnelStream>, Status> {
         let peer = self.member(&request)?;
+        let target = self.tunnel.clone().ok_or_else(|| {
+            Status::failed_precondition("this node has no PostgreSQL to tunnel to")
+        })?;
         tracing::debug!(peer = %peer.name, "tunnel opened");
-        let answers = serve_tunnel(self.tunnel.clone(), request.into_inner());
+        let answers = serve_tunnel(target, request.into_inner());
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -104,12 +107,15 @@ impl Wal for WalService {
         let peer = self.member(&request)?;
         let epoch = request.into_inner().epoch.map(Epoch::from).unwrap_or_default();
         self.check_promoted(&peer, epoch)?;
-        let sealed = self.hands.seal_for(epoch).await.map_err(Status::unavailable)?;
-        let system_id = self.journal.identity().map(|(system_id, _)| system_id);
+        let sealed = self.follower.seal_for(epoch).await.map_err(Status::unavailable)?;
+        let journal = self.follower.journal();
+        let system_id = journal.identity().map(|(system_id, _)| system_id);
+        let begin_lsn = journal.positions().borrow().as_ref().map_or(0, |held| held.begin_lsn.0);
         let sealed = sealed.zip(system_id).map(|(sealed, system_id)| v1::SealedJournal {
             system_id: system_id.0,
             timeline: sealed.timeline.get(),
             durable_lsn: sealed.durable_lsn.0,
+            begin_lsn,
         });
         Ok(Response::new(v1::SealResponse { sealed }))
     }
@@ -121,7 +127,7 @@ impl Wal for WalService {
         let peer = self.member(&request)?;
         let request = request.into_inner();
         self.check_promoted(&peer, request.epoch.map(Epoch::from).unwrap_or_default())?;
-        let frames = tail::serve(self.journal.clone(), request).await?;
+        let frames = tail::serve(self.follower.journal().clone(), request).await?;
         Ok(Response::new(Box::pin(frames)))
     }
 }

@@ -64,13 +64,18 @@ const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Where to begin when the journal holds nothing.
 #[derive(Clone, Copy, Debug)]
-pub struct EmptyStart {
-    /// The timeline that the standby needs first.
-    pub timeline: Timeline,
-    /// The position that the standby needs first; the stream begins with its segment.
-    pub lsn: Lsn,
-    /// The cluster's segment size.
-    pub segment_size: SegmentSize,
+pub enum EmptyStart {
+    /// Where a standby needs it.
+    At {
+        /// The timeline that the standby needs first.
+        timeline: Timeline,
+        /// The position that the standby needs first; the stream begins with its segment.
+        lsn: Lsn,
+        /// The cluster's segment size.
+        segment_size: SegmentSize,
+    },
+    /// With the segment that the primary is writing.
+    AtTip,
 }
 
 /// Where the local standby stands, for the acknowledgements.
@@ -132,6 +137,8 @@ pub struct ReceiverOptions {
     pub incarnation: Incarnation,
     /// Where to begin when the journal holds nothing.
     pub empty_start: Option<EmptyStart>,
+    /// There is no data here but the journal: what lies before its beginning is missing, and is said to be.
+    pub only_journal: bool,
     /// Where the local standby stands.
     pub standby: watch::Receiver<StandbyProgress>,
 }
@@ -365,7 +372,7 @@ impl Running {
     ) -> Result<std::convert::Infallible, StreamEnd> {
         let attach = self.attach().await?;
         let (outbound, requests) = mpsc::channel(ACKS_MAX);
-        let start_lsn = Lsn(attach.start_lsn);
+        let asked_lsn = Some(Lsn(attach.start_lsn)).filter(|_| !attach.begin_at_tip);
         let opening = v1::ToSource { message: Some(Outgoing::Attach(attach)) };
         outbound.try_send(opening).map_err(|_| StreamEnd::again("the new channel is full"))?;
         let mut client =
@@ -377,7 +384,7 @@ impl Running {
             Err(_) => return Err(StreamEnd::again("the holder does not answer")),
         };
         let first = self.receive(&mut inbound, ATTACH_TIMEOUT).await?;
-        self.attached(first, start_lsn).await?;
+        let start_lsn = self.attached(first, asked_lsn).await?;
         let arrived = watch::Sender::new(Arrived { upto_lsn: start_lsn, heartbeat_ns: 0 });
         let mut few = Few::default();
         let ended = tokio::select! {
@@ -394,14 +401,19 @@ impl Running {
         let options = &self.options;
         let journal = options.journal.clone();
         let tail = blocking(move || journal.tail()).await?;
+        let mut begin_at_tip = false;
         let (timeline, start_lsn, tail_lsn, hash) = match (tail, options.empty_start) {
             (Some(tail), _) if tail.tail_lsn < tail.durable_lsn => {
                 (tail.timeline, tail.durable_lsn, tail.tail_lsn, tail.sha256.to_vec())
             }
             (Some(tail), _) => (tail.timeline, tail.durable_lsn, tail.durable_lsn, Vec::new()),
-            (None, Some(start)) => {
-                let lsn = start.lsn.align_down(start.segment_size.bytes());
-                (start.timeline, lsn, lsn, Vec::new())
+            (None, Some(EmptyStart::At { timeline, lsn, segment_size })) => {
+                let lsn = lsn.align_down(segment_size.bytes());
+                (timeline, lsn, lsn, Vec::new())
+            }
+            (None, Some(EmptyStart::AtTip)) => {
+                begin_at_tip = true;
+                (options.admission.timeline, Lsn::ZERO, Lsn::ZERO, Vec::new())
             }
             (None, None) => return Err(StreamEnd::Final(ReceiverEnd::NothingToStartFrom)),
         };
@@ -425,6 +437,7 @@ impl Running {
             tail_lsn: tail_lsn.0,
             tail_sha256: hash,
             zstd: true,
+            begin_at_tip,
         })
     }
 
@@ -439,8 +452,9 @@ impl Running {
         }
     }
 
-    /// Checks the source's answer to the attach; an empty journal begins here.
-    async fn attached(&self, first: Incoming, start_lsn: Lsn) -> Result<(), StreamEnd> {
+    /// Checks the source's answer to the attach, and says where the stream begins: where it was asked for,
+    /// or at the tip. An empty journal begins here.
+    async fn attached(&self, first: Incoming, asked_lsn: Option<Lsn>) -> Result<Lsn, StreamEnd> {
         let attached = match first {
             Incoming::Attached(attached) => attached,
             Incoming::Refused(refused) => return Err(refused_end(refused)),
@@ -451,8 +465,8 @@ impl Running {
         let admission = &self.options.admission;
         let held = self.options.journal.identity();
         let known = held.map(|(system_id, _)| system_id).or(self.options.system_id);
-        let (size, timeline) =
-            checks::attached(&attached, admission, known, start_lsn).map_err(StreamEnd::Again)?;
+        let (size, timeline, start_lsn) =
+            checks::attached(&attached, admission, known, asked_lsn).map_err(StreamEnd::Again)?;
         if held.is_none() {
             let journal = self.options.journal.clone();
             let lineage = self.options.lineage.clone();
@@ -464,7 +478,7 @@ impl Running {
             status.attached = true;
             status.last_problem = None;
         });
-        Ok(())
+        Ok(start_lsn)
     }
 
     /// Brings what arrives into the journal.
@@ -642,6 +656,7 @@ impl Running {
                 catalog_xmin_epoch: feedback.catalog_xmin_epoch,
             }),
             heartbeat_ns: arrived.heartbeat_ns,
+            begin_lsn: if self.options.only_journal { position.begin_lsn.0 } else { 0 },
         }
     }
 }

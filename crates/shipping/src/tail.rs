@@ -43,6 +43,8 @@ pub struct PeerSeal {
     pub timeline: Timeline,
     /// Everything before it is verified and durable there.
     pub durable_lsn: Lsn,
+    /// Its first byte: what lies before cannot be fetched from there.
+    pub begin_lsn: Lsn,
 }
 
 /// A tail could not be fetched.
@@ -88,6 +90,7 @@ pub async fn seal_at(channel: Channel, epoch: Epoch) -> Result<Option<PeerSeal>,
         system_id: SystemId(sealed.system_id),
         timeline,
         durable_lsn: Lsn(sealed.durable_lsn),
+        begin_lsn: Lsn(sealed.begin_lsn),
     }))
 }
 

@@ -261,6 +261,7 @@ fn task_words(core: &Core, task: &Task) -> String {
         }
         Task::Survey => "survey the data directory".to_owned(),
         Task::Join { rung, holder, .. } => format!("join {} by {}", name(holder), rung.word()),
+        Task::BeginJournalAnew(epoch) => format!("set the journal aside for epoch {epoch}"),
     }
 }
 
@@ -282,6 +283,7 @@ fn completion_words(completion: &Completion) -> String {
         Completion::SwitchoverPrepared => "a checkpoint is written".to_owned(),
         Completion::ClientsShutOut => "no client session is left".to_owned(),
         Completion::StoppedCleanly { end_lsn } => format!("stopped cleanly at {end_lsn}"),
+        Completion::JournalEmptied => "the journal is set aside".to_owned(),
     }
 }
 

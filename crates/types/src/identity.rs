@@ -171,6 +171,8 @@ pub enum NodeKind {
     Data,
     /// Votes, and keeps no data.
     Witness,
+    /// Votes and keeps the WAL, without a PostgreSQL: it is never promoted.
+    Journal,
 }
 
 impl NodeKind {
@@ -179,6 +181,15 @@ impl NodeKind {
         match self {
             NodeKind::Data => "data",
             NodeKind::Witness => "witness",
+            NodeKind::Journal => "journal",
+        }
+    }
+
+    /// WAL is sent there and kept there.
+    pub const fn keeps_wal(self) -> bool {
+        match self {
+            NodeKind::Data | NodeKind::Journal => true,
+            NodeKind::Witness => false,
         }
     }
 }

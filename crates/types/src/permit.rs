@@ -92,6 +92,10 @@ pub struct ReceiverPosition {
     pub durable_lsn: Lsn,
     /// Everything before this is replayed by its PostgreSQL, if it has one and says so.
     pub replay_lsn: Option<Lsn>,
+    /// What it has begins here: the journal of a node without a PostgreSQL. Zero where nothing is missing
+    /// before, because the data is there.
+    #[serde(default)]
+    pub begin_lsn: Lsn,
 }
 
 /// Where the WAL path of a holder stands; sent to the core in bulk and on edges.

@@ -23,7 +23,9 @@ fn permit(mode: DurabilityMode) -> Permit {
 }
 
 fn receiver(node: u64, attached: bool, durable: u64) -> ReceiverPosition {
-    ReceiverPosition { node: NodeId(node), attached, durable_lsn: Lsn(durable), replay_lsn: None }
+    let durable_lsn = Lsn(durable);
+    let begin_lsn = Lsn::ZERO;
+    ReceiverPosition { node: NodeId(node), attached, durable_lsn, replay_lsn: None, begin_lsn }
 }
 
 fn judge(

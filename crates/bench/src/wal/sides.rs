@@ -238,11 +238,12 @@ pub(crate) fn receiver(task: &str) -> Result<()> {
             node: RECEIVER_ID,
             name: RECEIVER.parse()?,
             incarnation: Incarnation(Uuid::from_u128(0xBE7E)),
-            empty_start: Some(EmptyStart {
+            empty_start: Some(EmptyStart::At {
                 timeline: Timeline::FIRST,
                 lsn: task.start,
                 segment_size: SegmentSize::DEFAULT,
             }),
+            only_journal: false,
             standby,
         };
         let mut running = Receiver::start(options, Arc::new(BootClock))?;

@@ -48,7 +48,7 @@ pub(crate) struct NodeSpec {
     pub(crate) site: Option<String>,
     /// The legal region of that place, for `allowed_regions`.
     pub(crate) region: Option<String>,
-    /// `data` (unless given) or `witness`.
+    /// `data` (unless given), `witness`, or `journal`: one that keeps the WAL without a PostgreSQL.
     pub(crate) kind: Option<String>,
     /// Where the others reach it, host with or without `:port`.
     pub(crate) address: String,

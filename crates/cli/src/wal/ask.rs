@@ -6,7 +6,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use understudy_proto::v1;
 use understudy_proto::v1::wal_files_client::WalFilesClient;
-use understudy_types::NodeKind;
 
 use crate::context::{Context, ContextNode};
 use crate::operate::CallError;
@@ -49,7 +48,7 @@ pub(super) async fn data_nodes<'a>(
     only: &[String],
 ) -> Result<Vec<DataNode<'a>>, CallError> {
     let status = status::fetch(context).await?;
-    let data = status.nodes.iter().filter(|node| node.kind == NodeKind::Data);
+    let data = status.nodes.iter().filter(|node| node.kind.keeps_wal());
     let nodes: Vec<_> = data
         .filter(|node| only.is_empty() || only.contains(&node.name))
         .map(|node| DataNode {

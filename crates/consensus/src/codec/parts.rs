@@ -33,6 +33,7 @@ pub(super) fn write_member(id: NodeId, member: &Member) -> v1::Member {
     let kind = match member.kind {
         NodeKind::Data => v1::MemberKind::Data,
         NodeKind::Witness => v1::MemberKind::Witness,
+        NodeKind::Journal => v1::MemberKind::Journal,
     };
     v1::Member {
         node_id: id.0,
@@ -48,6 +49,7 @@ pub(super) fn read_member(member: v1::Member) -> Result<(NodeId, Member), FieldE
     let kind = match word("member.kind", member.kind)? {
         v1::MemberKind::Data => NodeKind::Data,
         v1::MemberKind::Witness => NodeKind::Witness,
+        v1::MemberKind::Journal => NodeKind::Journal,
         v1::MemberKind::Unspecified => return Err(unspecified("member.kind")),
     };
     let bad = |field| {

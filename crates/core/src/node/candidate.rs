@@ -79,7 +79,7 @@ impl Core {
     fn candidate(&mut self) -> &mut Candidate {
         match &mut self.role {
             Role::Candidate(candidate) => candidate,
-            Role::Idle | Role::Holder(_) | Role::Passive(_) => {
+            Role::Idle | Role::Holder(_) | Role::Passive(_) | Role::Journal(_) => {
                 unreachable!("only called in the candidate's role")
             }
         }
@@ -279,7 +279,8 @@ impl Core {
             | Completion::Drained
             | Completion::SwitchoverPrepared
             | Completion::ClientsShutOut
-            | Completion::StoppedCleanly { .. } => {}
+            | Completion::StoppedCleanly { .. }
+            | Completion::JournalEmptied => {}
         }
     }
 
@@ -345,7 +346,7 @@ impl Core {
 
     fn promote_locally(&mut self, promoting: &Promoting, target_lsn: Lsn) {
         let Some(grant) = self.candidate_grant(promoting, false) else { return };
-        let peers: Vec<NodeId> = self.state.data_nodes().filter(|node| *node != self.me).collect();
+        let peers: Vec<NodeId> = self.state.wal_nodes().filter(|node| *node != self.me).collect();
         self.candidate().step = Step::Promoting;
         self.run(Task::PromoteLocally { grant, target_lsn, peers });
     }

@@ -25,7 +25,7 @@ impl Core {
     pub fn guard_wish(&self, now: BootInstant) -> GuardWish {
         let deadline = self.lease.deadline();
         match &self.role {
-            Role::Idle => GuardWish::Unchanged,
+            Role::Idle | Role::Journal(_) => GuardWish::Unchanged,
             Role::Passive(stage) if stage.is_fenced() => GuardWish::Nothing,
             Role::Passive(_) => GuardWish::Unchanged,
             // No lease yet and nobody let in, so what matters is that this loop turns.

@@ -187,7 +187,7 @@ impl Core {
     pub(super) fn stage(&mut self) -> &mut HolderStage {
         match &mut self.role {
             Role::Holder(stage) => stage,
-            Role::Idle | Role::Candidate(_) | Role::Passive(_) => {
+            Role::Idle | Role::Candidate(_) | Role::Passive(_) | Role::Journal(_) => {
                 unreachable!("only called in the holder's role")
             }
         }
@@ -427,7 +427,8 @@ impl Core {
             | Completion::Sealed(_)
             | Completion::PromotedLocally { .. }
             | Completion::Surveyed(_)
-            | Completion::Joined => {}
+            | Completion::Joined
+            | Completion::JournalEmptied => {}
         }
     }
 
@@ -457,7 +458,8 @@ impl Core {
             | Task::CollectSeals { .. }
             | Task::PromoteLocally { .. }
             | Task::Survey
-            | Task::Join { .. } => {}
+            | Task::Join { .. }
+            | Task::BeginJournalAnew(_) => {}
         }
     }
 

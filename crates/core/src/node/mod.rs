@@ -15,6 +15,7 @@ mod exposure;
 mod fast;
 mod guard;
 mod holder;
+mod journal;
 mod leader;
 pub mod lease;
 mod passive;
@@ -49,6 +50,7 @@ use crate::{ClusterState, Timing};
 use candidate::Candidate;
 use damping::FlapWatch;
 use holder::HolderStage;
+use journal::JournalStage;
 use lease::{ChallengerClock, HolderLease};
 use passive::PassiveStage;
 
@@ -188,6 +190,8 @@ pub enum Completion {
         /// The end of its WAL, the shutdown checkpoint included.
         end_lsn: Lsn,
     },
+    /// The journal is set aside, and an empty one is in its place.
+    JournalEmptied,
 }
 
 /// A task did not go well.
@@ -283,6 +287,8 @@ pub enum Task {
         /// The epoch on whose behalf.
         epoch: Epoch,
     },
+    /// At a node that has nothing but a journal: set it aside, on behalf of this epoch.
+    BeginJournalAnew(Epoch),
 }
 
 /// An epoch with all that identifies it.
@@ -353,6 +359,7 @@ enum Role {
     Holder(Box<HolderStage>),
     Candidate(Candidate),
     Passive(PassiveStage),
+    Journal(JournalStage),
 }
 
 /// The task under way.
@@ -526,6 +533,7 @@ impl Core {
             Role::Holder(stage) => (stage.word(), false, stage.is_open() && self.lease_runs(now)),
             Role::Candidate(candidate) => (candidate.word(), true, false),
             Role::Passive(stage) => (stage.word(), self.promotable(stage), false),
+            Role::Journal(stage) => (stage.word(), false, false),
         };
         Standing {
             word,
@@ -656,6 +664,7 @@ impl Core {
             Role::Holder(_) => self.holder_completed(now, completion),
             Role::Candidate(_) => self.candidate_completed(completion),
             Role::Passive(_) => self.passive_completed(now, completion),
+            Role::Journal(_) => self.journal_completed(&completion),
             Role::Idle => self.prepared = matches!(completion, Completion::DataReady),
         }
     }
@@ -665,7 +674,7 @@ impl Core {
             Role::Holder(_) => self.holder_failed(now, task),
             Role::Candidate(_) => self.candidate_failed(failure),
             Role::Passive(_) => self.passive_failed(task, failure),
-            Role::Idle => {}
+            Role::Idle | Role::Journal(_) => {}
         }
     }
 
@@ -677,6 +686,7 @@ impl Core {
             Role::Holder(_) => self.advance_holder(now),
             Role::Candidate(_) => self.advance_candidate(now),
             Role::Passive(_) => self.advance_passive(now),
+            Role::Journal(_) => self.advance_journal(now),
         }
         if self.is_leader {
             self.advance_leader(now);
@@ -686,8 +696,15 @@ impl Core {
     /// The role follows from the state alone.
     fn choose_role(&mut self, now: BootInstant) {
         use crate::state::Phase;
-        if self.kind == NodeKind::Witness {
-            return;
+        match self.kind {
+            NodeKind::Data => {}
+            NodeKind::Witness => return,
+            NodeKind::Journal => {
+                if matches!(self.role, Role::Idle) {
+                    self.role = Role::Journal(JournalStage::default());
+                }
+                return;
+            }
         }
         let holder = self.state.holder.as_ref().map(|holder| holder.node);
         match (&self.state.phase, holder) {

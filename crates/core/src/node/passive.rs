@@ -72,7 +72,7 @@ impl Core {
     fn passive(&mut self) -> &mut PassiveStage {
         match &mut self.role {
             Role::Passive(stage) => stage,
-            Role::Idle | Role::Holder(_) | Role::Candidate(_) => {
+            Role::Idle | Role::Holder(_) | Role::Candidate(_) | Role::Journal(_) => {
                 unreachable!("only called in the passive's role")
             }
         }
@@ -250,7 +250,8 @@ impl Core {
             | Completion::Drained
             | Completion::SwitchoverPrepared
             | Completion::ClientsShutOut
-            | Completion::StoppedCleanly { .. } => {}
+            | Completion::StoppedCleanly { .. }
+            | Completion::JournalEmptied => {}
         }
     }
 
@@ -289,6 +290,9 @@ impl Core {
     }
 
     pub(super) fn follow_ended(&mut self, now: BootInstant, end: FollowEnd) {
+        if matches!(self.role, Role::Journal(_)) {
+            return self.journal_follow_ended(now, end);
+        }
         let Role::Passive(stage) = &mut self.role else { return };
         stage.following = None;
         let (words, at_least) = match end {

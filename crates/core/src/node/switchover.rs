@@ -354,7 +354,8 @@ impl Core {
             | Task::CollectSeals { .. }
             | Task::PromoteLocally { .. }
             | Task::Survey
-            | Task::Join { .. } => {}
+            | Task::Join { .. }
+            | Task::BeginJournalAnew(_) => {}
         }
     }
 

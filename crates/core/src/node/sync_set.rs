@@ -56,16 +56,19 @@ impl Core {
             self.stage().last_attached.insert(receiver.node, now);
         }
         self.forget_leaving();
-        let members: Vec<NodeId> =
-            self.state.data_nodes().filter(|node| *node != self.me).collect();
+        let members: Vec<NodeId> = self.state.wal_nodes().filter(|node| *node != self.me).collect();
         for node in members {
             // Waited for and not eligible: a mark came late. It is cleared, and the node recorded anew, as
             // for one that joins; else it would be waited for without ever protecting anything.
-            let eligible = self.state.durability.eligible.contains(&node);
-            if self.state.durability.waited.contains(&node) && !eligible {
+            let waited = self.state.durability.waited.contains(&node);
+            let protects = match self.state.is_journal(node) {
+                true => waited,
+                false => self.state.durability.eligible.contains(&node),
+            };
+            if waited && !protects {
                 self.weaken_if_lost(now, &source, node);
                 self.strengthen(now, &source, node);
-            } else if eligible {
+            } else if protects {
                 let stage = self.stage();
                 stage.pending_adds.remove(&node);
                 stage.proposed_adds.remove(&node);
@@ -119,8 +122,9 @@ impl Core {
     fn strengthen(&mut self, now: BootInstant, source: &SourcePositions, node: NodeId) {
         let generation = self.state.durability.generation;
         let unknown = self.stage().proposed_adds.get(&node) == Some(&generation);
+        let journal = self.state.is_journal(node);
         let ready = receiver_of(source, node)
-            .filter(|receiver| receiver.attached && receiver.replay_lsn.is_some())
+            .filter(|receiver| receiver.attached && (journal || receiver.replay_lsn.is_some()))
             .copied();
         let Some(receiver) = ready else {
             if unknown {
@@ -183,7 +187,8 @@ impl Core {
         let quorum = self.quorum_with(receiver.node);
         if !quorum.is_all() {
             let lacks = source.flush_lsn.bytes_since(receiver.durable_lsn);
-            return lacks <= NEARLY_ALL_BYTES && self.satisfied(source, &quorum);
+            let near = lacks <= NEARLY_ALL_BYTES;
+            return near && self.joins_up(source, &quorum) && self.satisfied(source, &quorum);
         }
         let floor = self.stage().floor.max(source.released_lsn);
         match self.mode_in_force() {
@@ -208,6 +213,43 @@ impl Core {
         quorum.members.iter().filter(has).count() >= quorum.needed_count()
     }
 
+    /// Whoever of these may be promoted finds in the journals of the others whatever it lacks: none of
+    /// them begins after what it has.
+    fn joins_up(&self, source: &SourcePositions, quorum: &Quorum) -> bool {
+        let members = &quorum.members;
+        let heirs = members.iter().filter(|node| !self.state.is_journal(**node));
+        heirs.copied().all(|heir| self.missed_by(source, heir, members).is_none())
+    }
+
+    /// The first of these whose journal begins after what `heir` is known to have, so that what lies
+    /// between could not be fetched from there.
+    fn missed_by(
+        &self,
+        source: &SourcePositions,
+        heir: NodeId,
+        members: &[NodeId],
+    ) -> Option<NodeId> {
+        let said = receiver_of(source, heir).map_or(Lsn::ZERO, |receiver| receiver.durable_lsn);
+        let has = said.max(self.state.known_durable(heir));
+        let begins_after = |node: &&NodeId| {
+            receiver_of(source, **node).is_some_and(|receiver| receiver.begin_lsn > has)
+        };
+        members.iter().find(begins_after).copied()
+    }
+
+    /// What stands between this node and being of use in a quorum, besides being away: a journal that
+    /// begins after what an attached heir has is of no use to it, and to an heir that is away the journals
+    /// are of no use. Where all are waited for, no journal is ever asked for anything.
+    fn is_cut_off(&self, source: &SourcePositions, node: NodeId) -> bool {
+        let members: Vec<NodeId> = self.state.durability.waited.iter().copied().collect();
+        let attached = |node: NodeId| receiver_of(source, node).is_some_and(|r| r.attached);
+        if !self.state.is_journal(node) {
+            return !attached(node) && self.missed_by(source, node, &members).is_some();
+        }
+        let mut heirs = members.iter().copied().filter(|heir| attached(*heir));
+        heirs.any(|heir| self.missed_by(source, heir, &[node]).is_some())
+    }
+
     fn propose_add(&mut self, now: BootInstant, generation: u64, node: NodeId, at: Lsn) {
         self.stage().proposed_adds.insert(node, generation);
         let by = self.proof();
@@ -221,9 +263,13 @@ impl Core {
         let away = now.since(last);
         if self.state.durability.is_quorum() {
             // The others are still as many as have to have a commit: nothing is weakened by it, and
-            // without it the loss of the active would have to wait for whoever is away.
-            let lost = away >= self.state.config.degrade_after;
-            self.leave(now, source, node, lost);
+            // without it the loss of the active would have to wait for whoever is away. The last that
+            // may be promoted stays: the journals that are left keep for it what it lacks.
+            let eligible = &self.state.durability.eligible;
+            let last_heir = eligible.len() == 1 && eligible.contains(&node);
+            let lost = away >= self.state.config.degrade_after && !last_heir;
+            let cut_off = self.is_cut_off(source, node);
+            self.leave(now, source, node, lost || cut_off);
             return;
         }
         if self.state.config.on_passive_loss != OnPassiveLoss::Degrade {

@@ -188,19 +188,25 @@ impl ClusterState {
         self.check_holder(by)?;
         self.check_running()?;
         self.check_sync_generation(generation)?;
-        self.check_data_node(node)?;
+        let journal = self.is_journal(node);
+        if !journal {
+            self.check_data_node(node)?;
+        }
         if node == by.node {
             return Err(Rejection::NotEligible { node, why: Ineligible::IsHolder });
         }
         if let Some(mark) = self.marks.get(&node) {
             return Err(Rejection::NotEligible { node, why: Ineligible::Marked(mark.to_string()) });
         }
-        if self.durability.eligible.contains(&node) {
+        let protects = if journal { &self.durability.waited } else { &self.durability.eligible };
+        if protects.contains(&node) {
             return Err(Rejection::NoChange);
         }
         self.durability.waited.insert(node);
         self.durability.copies = copies;
-        self.durability.eligible.insert(node);
+        if !journal {
+            self.durability.eligible.insert(node);
+        }
         self.durability.lifted = false;
         // The mode stays: what was waited for by this join was the mode in force or a stricter one,
         // and the configuration may have changed since (mistake 16). `SetEff` changes it.

@@ -388,6 +388,16 @@ impl ClusterState {
         self.members.iter().filter(|(_, m)| m.kind == NodeKind::Data).map(|(id, _)| *id)
     }
 
+    /// Nodes that keep WAL, in order of their ids: data nodes and journals.
+    pub fn wal_nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.members.iter().filter(|(_, m)| m.kind.keeps_wal()).map(|(id, _)| *id)
+    }
+
+    /// It keeps WAL and nothing else: it can be waited for, and never be promoted.
+    pub fn is_journal(&self, node: NodeId) -> bool {
+        self.members.get(&node).is_some_and(|member| member.kind == NodeKind::Journal)
+    }
+
     /// A member's name, for people.
     pub fn name_of(&self, node: NodeId) -> String {
         self.members.get(&node).map_or_else(|| format!("node {node}"), |m| m.name.to_string())

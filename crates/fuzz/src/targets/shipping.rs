@@ -116,6 +116,8 @@ fn judge_attach(attach: &v1::Attach) -> String {
     assert!(source.history.end_of(valid.read_timeline).is_some());
     assert!(valid.read_timeline <= valid.timeline);
     assert!(valid.read_timeline <= source.history.timeline_at(valid.tail_lsn));
+    assert_eq!(valid.begin_at_tip, attach.begin_at_tip);
+    assert!(!valid.begin_at_tip || valid.start_lsn == Lsn::ZERO);
     format!("attach {} {} {holds}", valid.timeline, valid.read_timeline)
 }
 
@@ -150,9 +152,13 @@ fn judge_from_source(input: &[u8]) -> String {
         }
         Some(from_source::Message::Attached(attached)) => {
             let (known, at) = (Some(SYSTEM), SENT);
-            match checks::attached(&attached, &admission(), known, at) {
-                Ok((size, on)) => {
-                    assert_eq!(attached.start_lsn, at.0);
+            if let Ok((size, _, begins)) = checks::attached(&attached, &admission(), known, None) {
+                assert_eq!(begins.0, attached.start_lsn);
+                assert_eq!(begins.align_down(size.bytes()), begins);
+            }
+            match checks::attached(&attached, &admission(), known, Some(at)) {
+                Ok((size, on, begins)) => {
+                    assert_eq!((attached.start_lsn, begins), (at.0, at));
                     assert_eq!(attached.system_id, SYSTEM.0);
                     assert_eq!(u32::from(size), attached.segment_size_bytes);
                     assert_eq!(on.get(), attached.timeline);

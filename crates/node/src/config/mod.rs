@@ -105,7 +105,7 @@ impl Member {
     /// # Errors
     /// Why not, in words.
     pub fn check_may_have_data(&self, allowed: &BTreeSet<Region>) -> Result<(), String> {
-        if self.kind != NodeKind::Data {
+        if !self.kind.keeps_wal() {
             return Err(format!("{} is a witness: it is sent no data", self.name));
         }
         if allowed.is_empty() || self.region.as_ref().is_some_and(|own| allowed.contains(own)) {

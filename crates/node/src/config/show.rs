@@ -62,7 +62,10 @@ fn identity(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
     writeln!(out, "name = {}", text(config.name.as_str()))?;
     writeln!(out, "# The place that can be lost as a whole.")?;
     writeln!(out, "site = {}", text(config.site.as_str()))?;
-    writeln!(out, "# \"data\" has a PostgreSQL, \"witness\" only votes.")?;
+    writeln!(
+        out,
+        "# \"data\" has a PostgreSQL, \"journal\" keeps WAL alone, \"witness\" only votes."
+    )?;
     writeln!(out, "kind = {}", kind(config.kind))?;
     writeln!(
         out,

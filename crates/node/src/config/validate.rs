@@ -81,7 +81,8 @@ impl Findings {
     }
 
     fn kind(&mut self, field: &str, text: &str) -> Option<NodeKind> {
-        self.choice(field, text, &[("data", NodeKind::Data), ("witness", NodeKind::Witness)])
+        let kinds = [NodeKind::Data, NodeKind::Witness, NodeKind::Journal];
+        self.choice(field, text, &kinds.map(|kind| (kind.as_str(), kind)))
     }
 
     fn path(&mut self, field: &str, base: &Path, path: PathBuf) -> PathBuf {
@@ -134,7 +135,12 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
             found.error("postgres", "present", "a witness keeps no data: remove the section");
             None
         }
-        (Some(NodeKind::Witness) | None, _) => None,
+        (Some(NodeKind::Journal), Some(_)) => {
+            let remedy = "a journal keeps WAL without a PostgreSQL: remove the section";
+            found.error("postgres", "present", remedy);
+            None
+        }
+        (Some(NodeKind::Witness | NodeKind::Journal) | None, _) => None,
     };
     let relay = data_dir.join("run").join(".s.PGSQL.").as_os_str().len() + PORT_DIGITS_MAX;
     if relay > SOCKET_PATH_BYTES_MAX {
@@ -252,13 +258,14 @@ fn allowed_regions(found: &mut Findings, raw: &[String], members: &[Member]) -> 
         .filter_map(|(index, text)| found.parse(format!("allowed_regions[{index}]"), text))
         .collect();
     for (index, member) in members.iter().enumerate() {
-        if member.kind != NodeKind::Data || member.check_may_have_data(&allowed).is_ok() {
+        if !member.kind.keeps_wal() || member.check_may_have_data(&allowed).is_ok() {
             continue;
         }
         let names: Vec<&str> = allowed.iter().map(Region::as_str).collect();
         let said = member.region.as_ref().map_or("absent".to_owned(), |r| quoted(r.as_str()));
         let remedy = format!(
-            "a data node has to be in one of allowed_regions, {}; make {} a witness or allow its region",
+            "a {} node has to be in one of allowed_regions, {}; make {} a witness or allow its region",
+            member.kind.as_str(),
             names.join(", "),
             member.name
         );
@@ -324,7 +331,7 @@ fn own_entry(
         let remedy = format!("this node's entry in members says {:?}", own.site.as_str());
         found.error("site", quoted(site), remedy);
     }
-    let own_kind = if own.kind == NodeKind::Data { "data" } else { "witness" };
+    let own_kind = own.kind.as_str();
     if own_kind != kind {
         let remedy = format!("this node's entry in members says {own_kind:?}");
         found.error("kind", quoted(kind), remedy);

@@ -17,7 +17,9 @@ impl Hands {
         needed: usize,
     ) -> Result<Completion, TaskFailure> {
         let own = self.own_seal(epoch).await?;
-        let ask = |(member, known): &(NodeId, Lsn)| self.ask_for_seal(epoch, *member, *known);
+        let own_lsn = own.map_or(Lsn::ZERO, |own| own.durable_lsn);
+        let ask =
+            |(member, known): &(NodeId, Lsn)| self.ask_for_seal(epoch, *member, *known, own_lsn);
         let mut asked: FuturesUnordered<_> = members.iter().map(ask).collect();
         let (mut sealed, mut failed) = (Vec::new(), Vec::new());
         while let Some((member, answer)) = asked.next().await {
@@ -44,7 +46,6 @@ impl Hands {
         let Some((member, found)) = furthest else {
             return Ok(Completion::Sealed(own));
         };
-        let own_lsn = own.map_or(Lsn::ZERO, |own| own.durable_lsn);
         if own.is_some_and(|own| own.timeline >= found.timeline) && own_lsn >= found.durable_lsn {
             tracing::info!(%epoch, end = %own_lsn, "no other sealed journal has more");
             return Ok(Completion::Sealed(own));
@@ -54,17 +55,19 @@ impl Hands {
 
     /// The own journal, sealed for this epoch; sealing it again changes nothing.
     async fn own_seal(&self, epoch: Epoch) -> Result<Option<SealedEnd>, TaskFailure> {
-        self.unfollow().await;
+        self.follower().unfollow().await;
         let journal = self.journal().clone();
         blocking(move || journal.seal(epoch)).await.map_err(transient)
     }
 
     /// `known_lsn` is what it is known to have had: with less it has lost WAL that it acknowledged.
+    /// Beginning after `own_lsn`, what is here, it does not have what lies between.
     async fn ask_for_seal(
         &self,
         epoch: Epoch,
         member: NodeId,
         known_lsn: Lsn,
+        own_lsn: Lsn,
     ) -> (NodeId, Result<Option<PeerSeal>, String>) {
         let name = self.called(member);
         let Some(dialer) = (self.options().bulk)(member) else {
@@ -73,8 +76,14 @@ impl Hands {
         let answer = match tail::seal_at(dialer.channel(), epoch).await {
             Ok(found) => {
                 let end_lsn = found.map_or(Lsn::ZERO, |found| found.durable_lsn);
-                let lost = format!("{name} has {end_lsn} and is known to have had {known_lsn}");
-                if end_lsn >= known_lsn { Ok(found) } else { Err(lost) }
+                let begin_lsn = found.map_or(Lsn::ZERO, |found| found.begin_lsn);
+                if end_lsn < known_lsn {
+                    Err(format!("{name} has {end_lsn} and is known to have had {known_lsn}"))
+                } else if begin_lsn > own_lsn {
+                    Err(format!("{name} has nothing before {begin_lsn}, here is up to {own_lsn}"))
+                } else {
+                    Ok(found)
+                }
             }
             Err(status) => Err(format!("{name}: {}", status.message())),
         };

@@ -6,11 +6,9 @@ use std::time::Duration;
 use understudy_core::node::{Completion, Grant, TaskFailure};
 use understudy_postgres::{GateName, HbaMode, Probe, ROLE_REPLICATION, Running, StartMode};
 use understudy_shipping::source::{Source, SourceIdentity, SourceOptions};
-use understudy_types::{Epoch, Lsn, NodeId, SealedEnd, TimelineHistory};
+use understudy_types::{Epoch, Lsn, NodeId, TimelineHistory};
 
-use super::{
-    HBA_PATIENCE, Hands, START_PATIENCE, blocking, chain, suspect, transient, transient_words,
-};
+use super::{HBA_PATIENCE, Hands, START_PATIENCE, blocking, suspect, transient, transient_words};
 
 /// How long the gate's connection may take to come up.
 const GATE_PATIENCE: Duration = Duration::from_secs(10);
@@ -33,7 +31,7 @@ pub(super) fn fresh_gate_name() -> GateName {
 
 impl Hands {
     pub(super) async fn hold(&self, grant: &Grant) -> Result<Completion, TaskFailure> {
-        self.unfollow().await;
+        self.follower().unfollow().await;
         self.stop_source().await;
         let journal = self.journal().clone();
         let (epoch, history) = (grant.epoch, grant.history.clone());
@@ -178,25 +176,11 @@ impl Hands {
     }
 
     pub(super) async fn seal(&self, epoch: Epoch) -> Result<Completion, TaskFailure> {
-        self.unfollow().await;
+        self.follower().unfollow().await;
         let journal = self.journal().clone();
         let sealed = blocking(move || journal.seal(epoch)).await.map_err(transient)?;
         tracing::info!(%epoch, end = ?sealed.map(|sealed| sealed.durable_lsn), "journal sealed");
         Ok(Completion::Sealed(sealed))
-    }
-
-    /// The same for another node that is promoted: what is under way here stays as it is, except that
-    /// nothing is received any more.
-    ///
-    /// # Errors
-    /// Why not, in words.
-    pub(crate) async fn seal_for(&self, epoch: Epoch) -> Result<Option<SealedEnd>, String> {
-        self.unfollow().await;
-        let journal = self.journal().clone();
-        let sealed = blocking(move || journal.seal(epoch)).await.map_err(|error| chain(&error))?;
-        let end = sealed.map(|sealed| sealed.durable_lsn);
-        tracing::info!(%epoch, ?end, "journal sealed for the candidate");
-        Ok(sealed)
     }
 
     async fn reserve_slots(&self, peers: &[NodeId]) {

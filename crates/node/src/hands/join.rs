@@ -99,7 +99,7 @@ impl Hands {
         history: &[Lineage],
         epoch: Epoch,
     ) -> Result<Completion, TaskFailure> {
-        self.unfollow().await;
+        self.follower().unfollow().await;
         if let Some(from) = keep_from {
             self.keep_divergent(from, history, epoch).await?;
         }
@@ -190,19 +190,7 @@ impl Hands {
             return Ok(());
         }
         let into = self.divergent_place(epoch, "journal").await?;
-        let journal = self.journal().clone();
-        tracing::info!(into = %into.display(), "setting the journal aside");
-        let aside = blocking(move || journal.set_aside(&into)).await;
-        aside.map_err(|error| {
-            if error.is_fatal() {
-                // It is good only after it was opened anew, as for a receiver that meets the same.
-                self.options().fatal.send_replace(Some(format!(
-                    "the journal cannot go on: {}; mend the cause and start the node again",
-                    super::chain(&error)
-                )));
-            }
-            transient(error)
-        })
+        self.follower().set_journal_aside(into).await
     }
 
     async fn rewind(&self, holder: NodeId, history: &[Lineage]) -> Result<(), TaskFailure> {

@@ -19,23 +19,20 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc, watch};
-use tokio_util::sync::CancellationToken;
 use understudy_core::node::{Completion, Event, Task, TaskFailure, TaskId};
 use understudy_core::retention::Need;
 use understudy_postgres::{DataDirectory, GuardianLink, Server};
 use understudy_shipping::journal::Journal;
 use understudy_shipping::permit_cell::PermitCell;
-use understudy_shipping::receiver::{ReceiverStatus, StandbyProgress};
+use understudy_shipping::receiver::StandbyProgress;
 use understudy_shipping::source::SourceHandle;
 use understudy_transport::Dialer;
-use understudy_types::{
-    Admission, Clock, ClusterId, Incarnation, Lineage, NodeId, NodeName, SystemId,
-};
+use understudy_types::{Clock, ClusterId, Incarnation, Lineage, NodeId, NodeName, SystemId};
 
+use crate::follower::{FollowOrder, Follower, FollowerOptions};
 use crate::receipts::{Promised, ReceiptSummary};
 
 pub(crate) use divergent::journal_aside;
-pub(crate) use follow::FollowOrder;
 pub(crate) use hold::SLOT_PREFIX;
 pub(crate) use join::tunnel_roles;
 pub(crate) use observe::Observer;
@@ -98,15 +95,6 @@ pub(crate) struct Progress {
     logged: Option<Instant>,
 }
 
-/// The receiver that runs, and for what.
-pub(crate) struct Following {
-    pub(crate) holder: NodeId,
-    pub(crate) admission: Admission,
-    pub(crate) status: watch::Receiver<ReceiverStatus>,
-    stop: CancellationToken,
-    ended: CancellationToken,
-}
-
 /// One data node's hands. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Hands {
@@ -116,7 +104,7 @@ pub(crate) struct Hands {
 struct Inner {
     options: HandsOptions,
     source: watch::Sender<Option<SourceHandle>>,
-    following: watch::Sender<Option<Arc<Following>>>,
+    follower: Follower,
     orders: mpsc::UnboundedSender<FollowOrder>,
     progress: watch::Sender<Option<Progress>>,
     newest_receipt: watch::Sender<Option<ReceiptSummary>>,
@@ -135,11 +123,24 @@ impl Hands {
     /// Must be called within a tokio runtime.
     pub(crate) fn new(options: HandsOptions) -> Hands {
         let (orders, given) = mpsc::unbounded_channel();
+        let follower = Follower::new(FollowerOptions {
+            me: options.me,
+            name: options.name.clone(),
+            cluster: options.cluster,
+            incarnation: options.incarnation,
+            journal: options.journal.clone(),
+            only_journal: false,
+            clock: options.clock.clone(),
+            bulk: options.bulk.clone(),
+            standby: options.standby.clone(),
+            events: options.events.clone(),
+            fatal: options.fatal.clone(),
+        });
         let hands = Hands {
             inner: Arc::new(Inner {
                 options,
                 source: watch::Sender::new(None),
-                following: watch::Sender::new(None),
+                follower,
                 orders,
                 progress: watch::Sender::new(None),
                 newest_receipt: watch::Sender::new(None),
@@ -171,9 +172,9 @@ impl Hands {
         self.inner.source.subscribe()
     }
 
-    /// What is followed, while this node is passive.
-    pub(crate) fn following(&self) -> Option<Arc<Following>> {
-        self.inner.following.borrow().clone()
+    /// The receiving half, which follows while this node is passive.
+    pub(crate) fn follower(&self) -> &Follower {
+        &self.inner.follower
     }
 
     /// Progress of a long step.
@@ -238,6 +239,9 @@ impl Hands {
             Task::Survey => self.survey().await,
             Task::Join { rung, keep_from, holder, history, epoch } => {
                 self.join(rung, keep_from, holder, &history, epoch).await
+            }
+            Task::BeginJournalAnew(_) => {
+                Err(transient_words("a data node begins its journal anew only with its data"))
             }
         };
         self.inner.progress.send_replace(None);
@@ -361,7 +365,8 @@ fn touches_data(task: &Task) -> bool {
         | Task::PrepareSwitchover
         | Task::ShutClientsOut { .. }
         | Task::Seal(_)
-        | Task::CollectSeals { .. } => false,
+        | Task::CollectSeals { .. }
+        | Task::BeginJournalAnew(_) => false,
     }
 }
 
@@ -382,11 +387,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     words
 }
 
-fn transient(error: impl std::error::Error) -> TaskFailure {
+pub(crate) fn transient(error: impl std::error::Error) -> TaskFailure {
     TaskFailure { words: chain(&error), suspect: false }
 }
 
-fn transient_words(words: &str) -> TaskFailure {
+pub(crate) fn transient_words(words: &str) -> TaskFailure {
     TaskFailure { words: words.to_owned(), suspect: false }
 }
 
@@ -395,6 +400,6 @@ fn suspect(error: impl std::error::Error) -> TaskFailure {
 }
 
 /// Runs slow file work off the runtime's threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("file work does not panic and is not cancelled")
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
-use understudy_core::node::{DataView, JournalView, LocalView, PostgresFacts, PostgresView};
+use understudy_core::node::{DataView, LocalView, PostgresFacts, PostgresView};
 use understudy_postgres::{DataDirectory, GateName, Observation, Probe, Running};
 use understudy_types::BootInstant;
 
 use super::Hands;
+use crate::journal_node::journal_view;
 
 /// How long one question to the server may take before it counts as unanswered.
 const PROBE_PATIENCE: Duration = Duration::from_millis(1000);
@@ -126,7 +127,7 @@ impl Observer {
         let now = self.hands.options().clock.now();
         let postgres = self.postgres(now).await;
         self.inspect_if_due(now, &postgres).await;
-        LocalView { data: self.data.clone(), postgres, journal: self.journal() }
+        LocalView { data: self.data.clone(), postgres, journal: journal_view(self.hands.journal()) }
     }
 
     async fn postgres(&mut self, now: BootInstant) -> PostgresView {
@@ -208,18 +209,6 @@ impl Observer {
             Ok(other) => DataView::Unusable(unusable(&other)),
             Err(error) => DataView::Unusable(super::chain(&error)),
         };
-    }
-
-    fn journal(&self) -> Option<JournalView> {
-        let journal = self.hands.journal();
-        let positions = journal.positions().borrow().clone()?;
-        let lineage = journal.lineage();
-        // The last link whose WAL this is: the journal may lag behind the recorded lineage.
-        Some(JournalView {
-            timeline: positions.timeline,
-            durable_lsn: positions.durable_lsn,
-            promotion: lineage.last().map(|last| last.promotion),
-        })
     }
 }
 

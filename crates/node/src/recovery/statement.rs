@@ -72,7 +72,7 @@ pub enum Refusal {
     )]
     NotFounded,
     /// It votes, and has no data.
-    #[error("this node is a witness and has no data; run this on a data node")]
+    #[error("this node is no data node and has no PostgreSQL; run this on a data node")]
     Witness,
     /// It must not be promoted.
     #[error("this node must not be promoted: it is marked {0}; restore from a backup")]
@@ -215,7 +215,7 @@ pub struct Statement {
 /// The first reason why not.
 pub(super) fn judge(config: &NodeConfig, facts: &Facts) -> Result<Statement, Refusal> {
     let state = &facts.state;
-    if facts.kind == NodeKind::Witness {
+    if facts.kind != NodeKind::Data {
         return Err(Refusal::Witness);
     }
     if facts.empty || state.identity.is_none() {

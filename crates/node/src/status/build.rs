@@ -119,7 +119,8 @@ impl StatusBuilder {
         let fresh = view.fresh(member.id);
         let role = view.role(member);
         let lag = |lsn: Option<Lsn>| {
-            let lsn = lsn.filter(|_| role == SiteRole::Passive)?;
+            let follows = matches!(role, SiteRole::Passive | SiteRole::Journal);
+            let lsn = lsn.filter(|_| follows)?;
             // Known only against an active that is heard, and never less than what that said.
             let bytes = view.active_flush?.1.bytes_since(lsn);
             let behind = self.flushed.behind(inputs.now, lsn);
@@ -224,6 +225,7 @@ impl<'a> View<'a> {
     fn role(&self, member: &MemberLine) -> SiteRole {
         match member.kind {
             NodeKind::Witness => SiteRole::Witness,
+            NodeKind::Journal => SiteRole::Journal,
             NodeKind::Data if self.active == Some(member.id) => SiteRole::Active,
             NodeKind::Data => SiteRole::Passive,
         }

@@ -138,11 +138,14 @@ pub enum SiteRole {
     Passive,
     /// It votes and keeps no data.
     Witness,
+    /// It votes and keeps the WAL, and has no PostgreSQL.
+    Journal,
 }
 
 impl SiteRole {
     /// Every role.
-    pub const ALL: [SiteRole; 3] = [SiteRole::Active, SiteRole::Passive, SiteRole::Witness];
+    pub const ALL: [SiteRole; 4] =
+        [SiteRole::Active, SiteRole::Passive, SiteRole::Witness, SiteRole::Journal];
 
     /// As it is printed.
     pub fn as_str(self) -> &'static str {
@@ -150,6 +153,7 @@ impl SiteRole {
             SiteRole::Active => "active",
             SiteRole::Passive => "passive",
             SiteRole::Witness => "witness",
+            SiteRole::Journal => "journal",
         }
     }
 }

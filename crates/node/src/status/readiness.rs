@@ -12,7 +12,7 @@ pub struct Readiness {
 }
 
 /// A node is ready when it knows a leader and does its part: an active that serves, an attached
-/// passive that replays, a witness that hears a majority. `writable` is the answer of this moment.
+/// passive that replays, an attached journal, a witness that hears a majority. `writable` is the answer of this moment.
 pub fn readiness(status: &ClusterStatus, writable: bool) -> Readiness {
     let no = |reason: &str| Readiness { ready: false, reason: reason.to_owned() };
     let yes = |reason: &str| Readiness { ready: true, reason: reason.to_owned() };
@@ -25,6 +25,8 @@ pub fn readiness(status: &ClusterStatus, writable: bool) -> Readiness {
     match own.role {
         SiteRole::Witness if status.majority => yes("a witness that hears a majority"),
         SiteRole::Witness => no("no majority is heard"),
+        SiteRole::Journal if own.attached => yes("a journal that follows the active"),
+        SiteRole::Journal => no("not attached to the active"),
         _ if writable => yes("active, and accepts writes"),
         SiteRole::Active => no("active, but does not accept writes"),
         SiteRole::Passive => match replaying(status) {
@@ -42,6 +44,7 @@ pub(crate) fn replaying(status: &ClusterStatus) -> Result<(), &'static str> {
     let own = status.own().ok_or("this node is not a member yet")?;
     match own.role {
         SiteRole::Witness => return Err("a witness keeps no data"),
+        SiteRole::Journal => return Err("a journal has no PostgreSQL"),
         SiteRole::Active => return Err("this node is the active one"),
         SiteRole::Passive => {}
     }

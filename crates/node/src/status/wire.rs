@@ -190,7 +190,7 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
 
     fn try_from(node: v1::NodeStatus) -> Result<NodeStatus, FieldError> {
         let role = SiteRole::ALL.into_iter().find(|role| role.as_str() == node.role);
-        let kind = [NodeKind::Data, NodeKind::Witness];
+        let kind = [NodeKind::Data, NodeKind::Witness, NodeKind::Journal];
         let kind = kind.into_iter().find(|kind| kind.as_str() == node.kind);
         Ok(NodeStatus {
             name: node.name,

@@ -1,15 +1,21 @@
 //! Where a node holds WAL at this moment: its journal, and at a primary its server's `pg_wal`.
 
 use understudy_postgres::DataDirectory;
+use understudy_shipping::journal::Journal;
 use understudy_shipping::journal::inspect::Place;
 
 use crate::hands::{Hands, chain};
 use crate::observer::LocalSeen;
 
 /// The places, the older WAL first, and what could not be looked at.
-pub(super) async fn places(hands: &Hands, seen: &LocalSeen) -> (Vec<Place>, Vec<String>) {
-    let mut places: Vec<Place> = hands.journal().place().into_iter().collect();
+pub(super) async fn places(
+    journal: Option<&Journal>,
+    hands: Option<&Hands>,
+    seen: &LocalSeen,
+) -> (Vec<Place>, Vec<String>) {
+    let mut places: Vec<Place> = journal.and_then(Journal::place).into_iter().collect();
     let mut troubles = Vec::new();
+    let Some(hands) = hands else { return (places, troubles) };
     match pg_wal(hands, seen).await {
         Ok(place) => places.extend(place),
         Err(trouble) => troubles.push(trouble),

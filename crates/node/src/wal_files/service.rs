@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use understudy_proto::v1;
 use understudy_proto::v1::verify_wal_response::Step;
 use understudy_proto::v1::wal_files_server::WalFiles;
+use understudy_shipping::journal::Journal;
 use understudy_shipping::journal::inspect::{Place, VerifyOptions};
 use understudy_transport::{Role, peer, require_node_or_role, require_role};
 use understudy_types::NodeName;
@@ -39,6 +40,8 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(crate) struct WalFilesService {
     node: NodeName,
     /// `None` at a witness.
+    journal: Option<Journal>,
+    /// `None` where there is no PostgreSQL.
     hands: Option<Hands>,
     seen: watch::Receiver<LocalSeen>,
     readers: Arc<Semaphore>,
@@ -46,14 +49,16 @@ pub(crate) struct WalFilesService {
 }
 
 impl WalFilesService {
-    /// A service over what this node's hands hold.
+    /// A service over what this node holds.
     pub(crate) fn new(
         node: NodeName,
+        journal: Option<Journal>,
         hands: Option<Hands>,
         seen: watch::Receiver<LocalSeen>,
     ) -> WalFilesService {
         let readers = Arc::new(Semaphore::new(READERS_MAX));
-        WalFilesService { node, hands, seen, readers, verifying: Arc::new(Semaphore::new(1)) }
+        let verifying = Arc::new(Semaphore::new(1));
+        WalFilesService { node, journal, hands, seen, readers, verifying }
     }
 
     // A Status is what tonic's handlers must return; boxing it here would only be undone there.
@@ -66,10 +71,7 @@ impl WalFilesService {
 
     async fn places(&self) -> (Vec<Place>, Vec<String>) {
         let seen = self.seen.borrow().clone();
-        match &self.hands {
-            Some(hands) => places(hands, &seen).await,
-            None => (Vec::new(), Vec::new()),
-        }
+        places(self.journal.as_ref(), self.hands.as_ref(), &seen).await
     }
 }
 
@@ -127,7 +129,7 @@ impl WalFiles for WalFilesService {
         require_role(&request, Role::Operator)?;
         let caller = peer(&request)?.identity.to_string();
         let options = checked(&request.into_inner())?;
-        if self.hands.is_none() {
+        if self.journal.is_none() {
             return Err(Status::failed_precondition("a witness holds no WAL"));
         }
         let permit = self.verifying.clone().try_acquire_owned().map_err(|_| {

@@ -22,7 +22,8 @@ pub fn epoch(said: Option<v1::Epoch>, admitted: Epoch) -> Result<(), String> {
     Err(format!("the holder speaks of epoch {said}, {admitted} is admitted"))
 }
 
-/// The answer to an attach at `start_lsn`; `known` is the system whose WAL is held or expected.
+/// The answer to an attach at `asked_lsn`, or at the tip, which is the beginning of a segment; `known` is
+/// the system whose WAL is held or expected.
 ///
 /// # Errors
 /// When something else was attached than was asked for.
@@ -30,11 +31,11 @@ pub fn attached(
     attached: &v1::Attached,
     admission: &Admission,
     known: Option<SystemId>,
-    start_lsn: Lsn,
-) -> Result<(SegmentSize, Timeline), String> {
+    asked_lsn: Option<Lsn>,
+) -> Result<(SegmentSize, Timeline, Lsn), String> {
     let same = attached.epoch.map(Epoch::from) == Some(admission.epoch)
         && attached.promotion == admission.promotion.to_string()
-        && Lsn(attached.start_lsn) == start_lsn;
+        && asked_lsn.is_none_or(|asked| Lsn(attached.start_lsn) == asked);
     let same_system = known.is_none_or(|known| known.0 == attached.system_id);
     let size = SegmentSize::new(attached.segment_size_bytes);
     let (Some(size), true, true) = (size, same, same_system) else {
@@ -42,7 +43,11 @@ pub fn attached(
     };
     let timeline = Timeline::new(attached.timeline)
         .ok_or_else(|| "the holder attached timeline 0".to_owned())?;
-    Ok((size, timeline))
+    let start_lsn = Lsn(attached.start_lsn);
+    if asked_lsn.is_none() && start_lsn.align_down(size.bytes()) != start_lsn {
+        return Err(format!("the holder attached at {start_lsn}, where no segment begins"));
+    }
+    Ok((size, timeline, start_lsn))
 }
 
 /// A run of WAL: its timeline, its position, its bytes, of which the last lies before `Lsn::MAX`.

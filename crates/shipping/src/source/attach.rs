@@ -10,12 +10,12 @@ use tonic::Status;
 use understudy_proto::v1::{self, refused::Reason};
 use understudy_proto::{parse_promotion, parse_timeline};
 use understudy_types::{
-    ClusterId, Epoch, Lsn, NodeId, PromotionId, ReceiverPosition, SystemId, Timeline,
+    ClusterId, Epoch, Lsn, NodeId, PromotionId, ReceiverPosition, SegmentSize, SystemId, Timeline,
     TimelineHistory,
 };
 
 /// The version of the stream's messages that this program speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// What a source is, as far as a receiver has to agree with it.
 #[derive(Clone, Debug)]
@@ -45,8 +45,30 @@ pub struct ValidAttach {
     pub tail_sha256: Vec<u8>,
     /// It can read what is compressed.
     pub zstd: bool,
+    /// It begins with the segment that is being written; its positions are filled in by `at_tip`.
+    pub begin_at_tip: bool,
     /// The timeline of the byte at `tail_lsn`: where reading begins.
     pub read_timeline: Timeline,
+}
+
+impl ValidAttach {
+    /// The same at the beginning of the segment that is being written, for one that wants to begin there.
+    pub(crate) fn at_tip(
+        &self,
+        source: &SourceIdentity,
+        flush_lsn: Lsn,
+        segment_size: SegmentSize,
+    ) -> ValidAttach {
+        let start_lsn = flush_lsn.align_down(segment_size.bytes());
+        let timeline = source.history.timeline_at(start_lsn);
+        ValidAttach {
+            timeline,
+            start_lsn,
+            tail_lsn: start_lsn,
+            read_timeline: timeline,
+            ..self.clone()
+        }
+    }
 }
 
 /// Why a receiver is refused.
@@ -161,6 +183,10 @@ fn check_position(
         let detail = format!("tail {tail_lsn} to {start_lsn} with a hash of {hash_bytes} bytes");
         return Err(Refusal::new(Reason::WrongCluster, detail));
     }
+    if attach.begin_at_tip && start_lsn != Lsn::ZERO {
+        let detail = format!("it wants to begin at the tip, and to go on at {start_lsn}");
+        return Err(Refusal::new(Reason::WrongCluster, detail));
+    }
     // Nothing held says nothing about a timeline: it begins with what the history says.
     let natural = source.history.timeline_at(tail_lsn);
     let timeline = if nothing_held && start_lsn < begin_lsn { natural } else { timeline };
@@ -170,6 +196,7 @@ fn check_position(
         tail_lsn,
         tail_sha256: attach.tail_sha256.clone(),
         zstd: attach.zstd,
+        begin_at_tip: attach.begin_at_tip,
         read_timeline: natural.min(timeline),
     })
 }
@@ -222,7 +249,8 @@ pub fn validate_ack(
         return Err(AckFault::OffRange { durable_lsn, before, sent_lsn });
     }
     let replay_lsn = Some(Lsn(ack.replay_lsn)).filter(|lsn| *lsn != Lsn::ZERO);
-    Ok(ReceiverPosition { node: peer, attached: true, durable_lsn, replay_lsn })
+    let begin_lsn = Lsn(ack.begin_lsn);
+    Ok(ReceiverPosition { node: peer, attached: true, durable_lsn, replay_lsn, begin_lsn })
 }
 
 #[cfg(test)]
@@ -263,6 +291,7 @@ mod tests {
             tail_lsn: tail,
             tail_sha256: if tail == start { Vec::new() } else { vec![0; 32] },
             zstd: true,
+            begin_at_tip: false,
         }
     }
 
@@ -305,6 +334,20 @@ mod tests {
         assert_eq!(reason(&attach(1, 450, 501)), Some(Reason::Diverged));
         assert_eq!(reason(&attach(2, 450, 499)), Some(Reason::Diverged));
         assert_eq!(reason(&attach(1, 450, 500)), None);
+    }
+
+    #[test]
+    fn one_that_begins_at_the_tip_is_given_the_segment_that_is_being_written() {
+        let tip = |start| v1::Attach { begin_at_tip: true, ..attach(4, start, start) };
+        assert_eq!(reason(&tip(950)), Some(Reason::WrongCluster));
+        let valid = validate(&tip(0), &source(), NodeId(2)).unwrap();
+        let size = SegmentSize::new(1 << 20).unwrap();
+        // The segment begins before the last two forks: its first byte is of the first timeline.
+        let begun = valid.at_tip(&source(), Lsn(0x5_0000), size);
+        assert_eq!((begun.start_lsn, begun.read_timeline.get()), (Lsn::ZERO, 1));
+        let later = valid.at_tip(&source(), Lsn(0x35_0000), size);
+        assert_eq!((later.start_lsn, later.tail_lsn), (Lsn(0x30_0000), Lsn(0x30_0000)));
+        assert_eq!((later.timeline.get(), later.read_timeline.get()), (4, 4));
     }
 
     #[test]

@@ -91,7 +91,7 @@ where
                 let _ = timeout(REPLACE_TIMEOUT, replaced.done()).await;
             }
             let ended = tokio::select! {
-                ended = serve(&shared, &peer, &attach, &mut inbound, &outbound) => ended,
+                ended = begin_and_serve(&shared, &peer, attach, &mut inbound, &outbound) => ended,
                 () = session.cancel.cancelled() => End::Gone,
                 () = outbound.closed() => End::Gone,
             };
@@ -147,6 +147,29 @@ fn note_epoch(shared: &Shared, epoch: Option<v1::Epoch>) {
             newer
         });
     }
+}
+
+async fn begin_and_serve<S>(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    attach: ValidAttach,
+    inbound: &mut S,
+    outbound: &Outbound,
+) -> End
+where
+    S: Stream<Item = Result<v1::ToSource, Status>> + Send + Unpin,
+{
+    if !attach.begin_at_tip {
+        return serve(shared, peer, &attach, inbound, outbound).await;
+    }
+    let flush_lsn = shared.progress.borrow().flush_lsn;
+    if flush_lsn == Lsn::ZERO {
+        let words = "how far the primary's WAL reaches is not known yet";
+        return End::Failed(Status::unavailable(words));
+    }
+    let options = &shared.options;
+    let attach = attach.at_tip(&options.identity, flush_lsn, options.segment_size);
+    serve(shared, peer, &attach, inbound, outbound).await
 }
 
 async fn serve<S>(

@@ -54,6 +54,7 @@ impl Wal for Other {
             system_id: system_id.0,
             timeline: sealed.timeline.get(),
             durable_lsn: sealed.durable_lsn.0,
+            begin_lsn: wal_begin(&self.0).0,
         });
         Ok(Response::new(v1::SealResponse { sealed }))
     }
@@ -162,7 +163,8 @@ async fn nothing_is_fetched_from_who_is_not_sealed_or_has_other_wal() {
     let own = behind.clone();
     let before = blocking(move || own.seal(NEW)).await.unwrap().unwrap().durable_lsn;
 
-    let open = PeerSeal { system_id: mine.system_id, timeline: T1, durable_lsn: mine.fork_lsn };
+    let (system_id, durable_lsn) = (mine.system_id, mine.fork_lsn);
+    let open = PeerSeal { system_id, timeline: T1, durable_lsn, begin_lsn: Lsn::ZERO };
     let refused = fetch(other(&ahead).await, &behind, NEW, open).await.unwrap_err();
     assert!(
         matches!(&refused, TailError::Call(s) if s.message().contains("not sealed")),

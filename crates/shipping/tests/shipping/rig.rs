@@ -369,11 +369,12 @@ impl Rig {
             node: NodeId(2),
             name: "south-1".parse().unwrap(),
             incarnation: Incarnation(Uuid::from_u128(13)),
-            empty_start: Some(EmptyStart {
+            empty_start: Some(EmptyStart::At {
                 timeline: Timeline::FIRST,
                 lsn: self.start,
                 segment_size: self.size(),
             }),
+            only_journal: false,
             standby: self.standby.lock().unwrap().clone(),
         };
         Receiver::start(options, Arc::<TestClock>::clone(&self.clock)).unwrap()

@@ -350,6 +350,7 @@ impl Protocol {
             attached: data.attached,
             durable_lsn: lsn(data.known),
             replay_lsn: Some(lsn(data.known)),
+            begin_lsn: understudy_types::Lsn::ZERO,
         };
         let receivers = if data.known > 0 { vec![receiver] } else { Vec::new() };
         let positions = GatePositions {

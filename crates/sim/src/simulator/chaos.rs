@@ -270,6 +270,11 @@ impl World {
         if let Some(other) = missing {
             return Some(format!("node {other} is not a passive that may be promoted; {}", all()));
         }
+        let journals = state.wal_nodes().filter(|node| state.is_journal(*node));
+        let mut apart = journals.filter(|node| !state.durability.waited.contains(node));
+        if let Some(journal) = apart.next() {
+            return Some(format!("the journal of node {journal} is not waited for; {}", all()));
+        }
         if !self.acked_in_stage {
             return Some(format!("no commit is acknowledged; {}", all()));
         }

@@ -177,9 +177,13 @@ impl World {
 
     /// The observer's look, told to the core.
     pub(crate) fn look(&mut self, node: usize) {
-        if self.machines[node].kind == NodeKind::Witness {
-            let view = LocalView::default();
-            self.tell_local(node, view);
+        let journal = self.machines[node].journal.wal.as_ref().map(|wal| JournalView {
+            timeline: wal.timeline().unwrap_or(self.machines[node].postgres.data.timeline),
+            durable_lsn: self.machines[node].durable_lsn(),
+            promotion: self.machines[node].journal.lineage.last().map(|last| last.promotion),
+        });
+        if self.machines[node].kind != NodeKind::Data {
+            self.tell_local(node, LocalView { journal, ..LocalView::default() });
             return;
         }
         let now = self.machines[node].clock(self.now);
@@ -208,11 +212,6 @@ impl World {
             data if !data.present => DataView::Empty,
             data => DataView::Cluster { system_id: SYSTEM, timeline: data.control_timeline },
         };
-        let journal = machine.journal.wal.as_ref().map(|wal| JournalView {
-            timeline: wal.timeline().unwrap_or(machine.postgres.data.timeline),
-            durable_lsn: machine.durable_lsn(),
-            promotion: machine.journal.lineage.last().map(|last| last.promotion),
-        });
         self.tell_local(node, LocalView { data, postgres, journal });
     }
 
@@ -339,5 +338,6 @@ pub(crate) fn task_word(task: &Task) -> &'static str {
         Task::PromoteLocally { .. } => "promote-locally",
         Task::Survey => "survey",
         Task::Join { .. } => "join",
+        Task::BeginJournalAnew(_) => "begin-journal-anew",
     }
 }

@@ -78,6 +78,14 @@ impl World {
                     let holder = self.index_of(*holder);
                     self.join(node, *rung, holder, history, *epoch, stage, doing.begun)
                 }
+                Task::BeginJournalAnew(_) if stage == 0 => {
+                    self.unfollow(node);
+                    on(1, self.fsync(node))
+                }
+                Task::BeginJournalAnew(_) => {
+                    self.empty_journal(node);
+                    done(Completion::JournalEmptied)
+                }
             }
         };
         match went {
@@ -338,10 +346,15 @@ impl World {
                     let other = self.index_of(*id);
                     let answers = self.reach(node, other) && self.seal_for(other, node, epoch);
                     let has = self.machines[other].durable_lsn();
-                    if answers && has >= *known {
+                    let begins = self.begins_at(other);
+                    if answers && has >= *known && begins <= self.machines[node].durable_lsn() {
                         sealed.push(other);
                     } else {
-                        note!(self, "n{} sealed {answers}, has {has}, had {known}", other + 1);
+                        note!(
+                            self,
+                            "n{} sealed {answers}, has {begins} to {has}, had {known}",
+                            other + 1
+                        );
                     }
                 }
                 if sealed.len() < needed {

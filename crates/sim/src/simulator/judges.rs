@@ -109,7 +109,15 @@ impl World {
             durable[quorum.needed_count() - 1]
         };
         let by_all = || permit.waited_for.iter().map(known).min();
-        let by_quorum = permit.quorums.iter().map(kth).min();
+        // A quorum that only may come in force protects nothing yet, and what it lacks is not lost: whoever
+        // is promoted asks by the one that is recorded.
+        let durability = &self.raft.state().durability;
+        let recorded = Quorum {
+            members: durability.waited.iter().copied().collect(),
+            needed: durability.copies_count(),
+        };
+        let recorded = Some(recorded).filter(|_| !permit.quorums.is_empty());
+        let by_quorum = recorded.filter(|quorum| !quorum.members.is_empty()).map(|q| kth(&q));
         let surviving = by_quorum.or_else(by_all).or_else(best).unwrap_or(0);
         let index = self.acks.partition_point(|ack| ack.end <= surviving);
         let Some(oldest) = self.acks.get(index) else { return };

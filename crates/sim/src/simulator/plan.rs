@@ -155,13 +155,19 @@ pub(crate) struct Plan {
     pub(crate) faults: Vec<Planned>,
     /// When every fault is removed.
     pub(crate) heal_at: u64,
-    /// Two and a witness, or three.
+    /// Two and a third node without data, or three.
     pub(crate) data_nodes: usize,
+    /// The third node keeps the journal.
+    pub(crate) journal_node: bool,
 }
 
 impl Plan {
     pub(crate) fn kind(&self, index: usize) -> NodeKind {
-        if index < self.data_nodes { NodeKind::Data } else { NodeKind::Witness }
+        match (index < self.data_nodes, self.journal_node) {
+            (true, _) => NodeKind::Data,
+            (false, true) => NodeKind::Journal,
+            (false, false) => NodeKind::Witness,
+        }
     }
 
     pub(crate) fn draw(seed: u64, keep: Option<&BTreeSet<usize>>) -> Plan {
@@ -206,6 +212,7 @@ impl Plan {
             faults,
             heal_at: begin + safety + 5 * SEC,
             data_nodes: 2,
+            journal_node: false,
         };
         add_third_site(&mut plan, seed);
         super::aims::add(&mut plan, seed, begin, safety);
@@ -219,13 +226,20 @@ impl Plan {
     }
 }
 
-/// In every fourth seed the third node has data too; then one copy is enough in half of them. From a
-/// stream of chance of its own, so that the other seeds keep their meaning.
+/// In every fourth seed the third node has data too, in every eighth of the others it keeps the journal;
+/// then one copy is enough in most of them. From streams of chance of their own, so that the other seeds
+/// keep their meaning.
 fn add_third_site(plan: &mut Plan, seed: u64) {
     let mut random = Random::new(seed, 5);
     if random.chance(250) {
         plan.data_nodes = 3;
         plan.config.durable_copies = u32::from(random.chance(650));
+        return;
+    }
+    let mut random = Random::new(seed, 6);
+    if random.chance(125) {
+        plan.journal_node = true;
+        plan.config.durable_copies = u32::from(random.chance(750));
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use understudy_checks::protocol;
 use understudy_core::node::{Event, FollowEnd, Grant};
 use understudy_types::{
-    BootInstant, Exposure, Lsn, NodeId, ReceiverPosition, SeededBug, SourcePositions,
+    BootInstant, Exposure, Lsn, NodeId, NodeKind, ReceiverPosition, SeededBug, SourcePositions,
 };
 use understudy_wal::exposure::ExposureTracker;
 use understudy_wal::gate::{GatePositions, known_surviving_lsn, release, surviving_lsn};
@@ -287,11 +287,17 @@ impl World {
 
     fn attach(&mut self, node: usize, holder: usize, source: u64) {
         let id = self.number();
-        let machine = &mut self.machines[node];
-        if machine.journal.wal.is_none() {
-            // An empty journal begins some way before what the standby has.
-            let end = machine.postgres.data.wal.record_end();
-            let begin = machine.postgres.data.wal.after(end.saturating_sub(200_000)).first();
+        let kind = self.machines[node].kind;
+        if self.machines[node].journal.wal.is_none() {
+            // An empty journal begins some way before what the standby has; one that has no standby, some
+            // way before the end of what the primary has.
+            let of = match kind {
+                NodeKind::Data => node,
+                NodeKind::Journal | NodeKind::Witness => holder,
+            };
+            let wal = &self.machines[of].postgres.data.wal;
+            let begin = wal.after(wal.record_end().saturating_sub(200_000)).first().copied();
+            let machine = &mut self.machines[node];
             machine.journal.wal = Some(Wal::from(begin.map_or(WAL_BEGINS, |rec| rec.start)));
             machine.journal.synced = machine.journal.wal.as_ref().map_or(0, Wal::begin);
             let lineage = self.machines[holder].journal.lineage.clone();
@@ -541,9 +547,11 @@ impl World {
             session.broken_since.get_or_insert(now);
             return;
         }
+        let stream_of = session.source;
         let name = self.machines[to].id;
+        let begin_lsn = self.begins_at(to);
         let Some(source) = &mut self.machines[node].source else { return };
-        if source.id != session.source {
+        if source.id != stream_of {
             return;
         }
         let before = source.receivers.get(&name).copied();
@@ -552,6 +560,7 @@ impl World {
             attached: true,
             durable_lsn: durable,
             replay_lsn: replay,
+            begin_lsn,
         };
         source.receivers.insert(name, position);
         let edge = before.is_none_or(|b| !b.attached || b.replay_lsn.is_none() != replay.is_none());
@@ -564,9 +573,14 @@ impl World {
 
     /// What every node holds durably, by the truth.
     pub(crate) fn durable_everywhere(&self) -> std::collections::BTreeMap<NodeId, Lsn> {
-        self.machines[..self.plan.data_nodes]
-            .iter()
-            .map(|machine| (machine.id, machine.durable_lsn()))
-            .collect()
+        let keeps_wal = self.machines.iter().filter(|machine| machine.kind.keeps_wal());
+        keeps_wal.map(|machine| (machine.id, machine.durable_lsn())).collect()
+    }
+
+    /// Where what a node has begins: with its journal, if it has nothing else.
+    pub(crate) fn begins_at(&self, node: usize) -> Lsn {
+        let machine = &self.machines[node];
+        let alone = machine.kind == NodeKind::Journal;
+        machine.journal.wal.as_ref().filter(|_| alone).map_or(Lsn::ZERO, |wal| Lsn(wal.begin()))
     }
 }
