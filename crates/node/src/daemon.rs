@@ -244,7 +244,7 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
     };
     let seen_by_doors = seen.subscribe();
     let sight = match (hands.clone(), journal_node.clone()) {
-        (Some(hands), _) => Sight::Data(Observer::new(hands, look_interval_ms)),
+        (Some(hands), _) => Sight::Data(Box::new(Observer::new(hands, look_interval_ms))),
         (None, Some(node)) => Sight::Journal(node),
         (None, None) => Sight::Nothing,
     };

@@ -21,7 +21,7 @@ pub(crate) struct LocalSeen {
 /// What there is to look at.
 pub(crate) enum Sight {
     /// A server, its data directory and its journal.
-    Data(Observer),
+    Data(Box<Observer>),
     /// A journal alone.
     Journal(JournalNode),
     /// Nothing; but its core needs fresh identities and the wall clock too.

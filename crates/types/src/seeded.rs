@@ -65,11 +65,13 @@ pub enum SeededBug {
     PromoteOnOwnSeal,
     /// With k of n waited for, a change of the n is recorded while the gate waits for the old ones only.
     QuorumChangedAlone,
+    /// A journal without a PostgreSQL does not say where it begins (mistake 35).
+    JournalHasAllBefore,
 }
 
 impl SeededBug {
     /// Every one of them.
-    pub const ALL: [SeededBug; 28] = [
+    pub const ALL: [SeededBug; 29] = [
         SeededBug::NoMargin,
         SeededBug::DriftSignTurned,
         SeededBug::CommittedTakenForAccepted,
@@ -98,6 +100,7 @@ impl SeededBug {
         SeededBug::ClockStopsInSuspend,
         SeededBug::PromoteOnOwnSeal,
         SeededBug::QuorumChangedAlone,
+        SeededBug::JournalHasAllBefore,
     ];
 
     /// Whether this mistake is to be made now, on this thread.

@@ -167,7 +167,10 @@ fn two_places_are_allowed_with_a_warning_and_six_data_nodes_are_not() {
         text.replacen("[postgres]\n", &entry, 1)
     });
     let errors = errors(&more);
-    assert!(errors[0].contains("6 data nodes") && errors[0].contains("at most 5"), "{errors:?}");
+    assert!(
+        errors[0].contains("6 data nodes and journals") && errors[0].contains("at most 5"),
+        "{errors:?}"
+    );
 }
 
 #[test]
@@ -197,6 +200,32 @@ fn data_is_only_where_it_is_allowed() {
         NodeConfig::parse(&config.show(), Path::new("/x")).unwrap().allowed_regions.len(),
         2
     );
+}
+
+#[test]
+fn a_journal_keeps_data_and_has_no_postgresql() {
+    let text = GOOD.replace("kind = \"witness\"", "kind = \"journal\"");
+    let config = parse(&text).unwrap();
+    assert!(config.warnings.iter().any(|words| words.contains("waits for witness as well")));
+    let either = text.clone() + "\n[durability]\ndurable_copies = 1\n";
+    let config = parse(&either).unwrap();
+    assert!(config.warnings.iter().all(|words| !words.contains("waits for witness")));
+    let allowed = text.replacen("cluster =", "allowed_regions = [\"eu\"]\ncluster =", 1);
+    let refused = errors(&allowed);
+    assert!(refused.iter().any(|error| error.contains("a journal node has to be in one of")));
+    let own = text.replacen(
+        "name = \"north\"\nsite = \"north\"\nkind = \"data\"",
+        "name = \"witness\"\nsite = \"third\"\nkind = \"journal\"",
+        1,
+    );
+    assert!(errors(&own)[0].contains("without a PostgreSQL"));
+    let end = own.find("[postgres]").unwrap();
+    let config = parse(&own[..end]).unwrap();
+    assert!(config.postgres.is_none() && config.kind == NodeKind::Journal);
+    let shown = NodeConfig::parse(&config.show(), Path::new("/x")).unwrap();
+    assert_eq!(shown.members[2].kind, NodeKind::Journal);
+    let first = text.replacen("cluster =", "initial_active = \"witness\"\ncluster =", 1);
+    assert!(errors(&first)[0].contains("must be a data node"));
 }
 
 #[test]

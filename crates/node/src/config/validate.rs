@@ -28,7 +28,7 @@ const PORT_DIGITS_MAX: usize = 5;
 /// As many as Raft and `status` are meant for.
 const MEMBERS_MAX: usize = 9;
 /// As many data nodes as a source feeds: each has a slot and a stream of its own.
-const DATA_NODES_MAX: usize = 5;
+const WAL_NODES_MAX: usize = 5;
 /// k of n beside the active.
 const DURABLE_COPIES_MAX: u32 = 4;
 /// What the decision recorder may occupy unless the file says otherwise.
@@ -154,6 +154,14 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
     let timing = timing(&mut found, &raw.timing);
     let damping = damping(&mut found, &raw.timing);
     let durability = durability(&mut found, &raw.durability, timing.ttl);
+    let journal = members.iter().find(|member| member.kind == NodeKind::Journal);
+    if let Some(journal) = journal.filter(|_| durability.durable_copies == 0) {
+        found.warnings.push(format!(
+            "every commit waits for {} as well as for each passive, because durability.durable_copies is 0; \
+             with 1 it waits for whichever is first",
+            journal.name
+        ));
+    }
     let log = log(&mut found, &raw.log);
     let trace_bytes_max = trace(&mut found, &raw.trace);
     let wal = wal(&mut found, &raw.wal);
@@ -283,13 +291,13 @@ fn check_members(found: &mut Findings, members: &[Member]) {
     match data {
         0 => found.error("members", "no data node", "at least one must have kind \"data\""),
         1 => found.warnings.push("there is one data node: nothing can take over from it".into()),
-        2..=DATA_NODES_MAX => {}
-        _ => {
-            let value = format!("{data} data nodes");
-            let remedy =
-                format!("at most {DATA_NODES_MAX} are supported; make the others witnesses");
-            found.error("members", value, remedy);
-        }
+        _ => {}
+    }
+    let keep_wal = members.iter().filter(|member| member.kind.keeps_wal()).count();
+    if keep_wal > WAL_NODES_MAX {
+        let value = format!("{keep_wal} data nodes and journals");
+        let remedy = format!("at most {WAL_NODES_MAX} are supported; make the others witnesses");
+        found.error("members", value, remedy);
     }
     let mut sites: BTreeMap<_, usize> = BTreeMap::new();
     for member in members {

@@ -103,3 +103,23 @@ fn add_aim(plan: &mut Plan, random: &mut Random, aim: Aim, begin: u64, safety: u
         }
     }
 }
+
+/// The journal of the third node is lost, begins anew while the passive is behind, and then the active is
+/// lost: what lies between the passive's end and the journal's beginning is at neither.
+pub(super) fn lose_the_journal(plan: &mut Plan, random: &mut Random, safety: u64) {
+    let mut add = |fault, at, node: usize, at_active, length| {
+        plan.kinds.insert(fault);
+        plan.faults.push(Planned { at, fault, node, other: 1 - node.min(1), at_active, length });
+    };
+    for _ in 0..random.between(1, 3) {
+        let at = 30 * SEC + random.between(0, safety.saturating_sub(60 * SEC));
+        add(Fault::JournalLost, at, 2, false, random.between(50, 800) * MS);
+        let slow = at + random.between(0, 300) * MS;
+        add(Fault::SlowLink, slow, 0, true, random.between(3, 20) * SEC);
+        let behind = at + random.between(200, 3_000) * MS;
+        let node = random.between(0, 1) as usize;
+        add(Fault::DaemonFreeze, behind, node, false, random.between(2, 15) * SEC);
+        let lost = at + random.between(2_000, 12_000) * MS;
+        add(Fault::MachineCrash, lost, 0, true, random.between(20, 60) * SEC);
+    }
+}

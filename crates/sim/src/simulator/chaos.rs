@@ -5,7 +5,7 @@ use std::time::Duration;
 use understudy_checks::protocol;
 use understudy_core::OnSoleSurvivor;
 use understudy_core::state::{OperationStatus, Phase};
-use understudy_types::DurabilityMode;
+use understudy_types::{DurabilityMode, NodeKind};
 
 use super::machine::Machine;
 use super::plan::{Fault, MS, Planned, SEC};
@@ -57,6 +57,25 @@ impl World {
         } else if attempts < ATTEMPTS_MAX {
             self.after(500 * MS, Happening::Fault { index, attempts: attempts + 1 });
         }
+    }
+
+    /// A data node besides the active has to have all that it had, acknowledged or about to be: its loss,
+    /// and then the active's, would be two losses, which nobody promises anything about.
+    fn lose_journal(&mut self, node: usize, back_after: u64) -> bool {
+        let active = self.raft.state().active();
+        let acked = self.acks.last().map_or(0, |ack| ack.end);
+        let had = self.machines[node].durable_lsn().0;
+        let others = self.machines.iter().filter(|machine| machine.kind == NodeKind::Data);
+        let mut others = others.filter(|machine| Some(machine.id) != active);
+        let kept =
+            active.is_some() && others.any(|machine| machine.durable_lsn().0 >= had.max(acked));
+        let lost = self.plan.kind(node) == NodeKind::Journal && self.runs(node) && kept;
+        if lost {
+            self.kill_daemon(node, back_after);
+            self.empty_journal(node);
+            self.machines[node].journal.had = had;
+        }
+        lost
     }
 
     fn begin_fault(&mut self, planned: Planned) -> bool {
@@ -124,6 +143,7 @@ impl World {
                 }
                 writes
             }
+            Fault::JournalLost => self.lose_journal(2, length.min(SEC)),
             Fault::LeaderChange => self.raft.leader.is_some_and(|leader| self.elect(Some(leader))),
             Fault::SlowCommits => {
                 self.raft.slow_until = until;

@@ -638,7 +638,7 @@ impl World {
         on(3, MS)
     }
 
-    fn empty_journal(&mut self, node: usize) {
+    pub(crate) fn empty_journal(&mut self, node: usize) {
         let journal = &mut self.machines[node].journal;
         journal.wal = None;
         journal.synced = 0;

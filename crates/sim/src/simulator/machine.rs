@@ -23,6 +23,8 @@ pub(crate) struct Journal {
     pub(crate) wal: Option<Wal>,
     /// Of that, synced.
     pub(crate) synced: u64,
+    /// What it had, durably, when its disk was lost: acknowledged in truth, whatever became of it.
+    pub(crate) had: u64,
     pub(crate) max_epoch: Epoch,
     pub(crate) lineage: Vec<Lineage>,
     /// Volatile.

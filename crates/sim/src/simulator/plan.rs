@@ -78,11 +78,13 @@ pub enum Fault {
     Dial,
     /// An operator accepts a loss.
     AcceptLoss,
+    /// A node that has nothing but a journal loses it, while nothing acknowledged is there alone.
+    JournalLost,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 28] = [
+    pub const ALL: [Fault; 29] = [
         Fault::DaemonCrash,
         Fault::MachineCrash,
         Fault::DaemonFreeze,
@@ -111,6 +113,7 @@ impl Fault {
         Fault::Switchover,
         Fault::Dial,
         Fault::AcceptLoss,
+        Fault::JournalLost,
     ];
 
     /// Those that are drawn at random; `aims` adds the others.
@@ -214,7 +217,7 @@ impl Plan {
             data_nodes: 2,
             journal_node: false,
         };
-        add_third_site(&mut plan, seed);
+        add_third_site(&mut plan, seed, safety);
         super::aims::add(&mut plan, seed, begin, safety);
         plan.faults.sort_by_key(|planned| planned.at);
         if let Some(keep) = keep {
@@ -229,7 +232,7 @@ impl Plan {
 /// In every fourth seed the third node has data too, in every eighth of the others it keeps the journal;
 /// then one copy is enough in most of them. From streams of chance of their own, so that the other seeds
 /// keep their meaning.
-fn add_third_site(plan: &mut Plan, seed: u64) {
+fn add_third_site(plan: &mut Plan, seed: u64, safety: u64) {
     let mut random = Random::new(seed, 5);
     if random.chance(250) {
         plan.data_nodes = 3;
@@ -240,6 +243,9 @@ fn add_third_site(plan: &mut Plan, seed: u64) {
     if random.chance(125) {
         plan.journal_node = true;
         plan.config.durable_copies = u32::from(random.chance(750));
+        if random.chance(600) {
+            super::aims::lose_the_journal(plan, &mut random, safety);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use understudy_wal::exposure::ExposureTracker;
 use understudy_wal::gate::{GatePositions, known_surviving_lsn, release, surviving_lsn};
 
 use super::content::{Rec, WAL_BEGINS, Wal};
-use super::machine::{Source, Written};
+use super::machine::{Machine, Source, Written};
 use super::plan::{MS, SEC};
 use super::world::{Happening, InDaemon, InServer, Session, World, note};
 
@@ -295,10 +295,15 @@ impl World {
                 NodeKind::Data => node,
                 NodeKind::Journal | NodeKind::Witness => holder,
             };
+            let before = match kind {
+                NodeKind::Data => 200_000,
+                NodeKind::Journal | NodeKind::Witness => self.random.between(0, 200_000),
+            };
             let wal = &self.machines[of].postgres.data.wal;
-            let begin = wal.after(wal.record_end().saturating_sub(200_000)).first().copied();
+            let begin = wal.after(wal.record_end().saturating_sub(before)).first().copied();
+            let none = wal.record_end().max(WAL_BEGINS);
             let machine = &mut self.machines[node];
-            machine.journal.wal = Some(Wal::from(begin.map_or(WAL_BEGINS, |rec| rec.start)));
+            machine.journal.wal = Some(Wal::from(begin.map_or(none, |rec| rec.start)));
             machine.journal.synced = machine.journal.wal.as_ref().map_or(0, Wal::begin);
             let lineage = self.machines[holder].journal.lineage.clone();
             self.machines[node].journal.lineage = lineage;
@@ -571,16 +576,18 @@ impl World {
         self.pump(id);
     }
 
-    /// What every node holds durably, by the truth.
+    /// What every node holds durably, by the truth, or held until its disk was lost.
     pub(crate) fn durable_everywhere(&self) -> std::collections::BTreeMap<NodeId, Lsn> {
         let keeps_wal = self.machines.iter().filter(|machine| machine.kind.keeps_wal());
-        keeps_wal.map(|machine| (machine.id, machine.durable_lsn())).collect()
+        let has = |machine: &Machine| machine.durable_lsn().max(Lsn(machine.journal.had));
+        keeps_wal.map(|machine| (machine.id, has(machine))).collect()
     }
 
     /// Where what a node has begins: with its journal, if it has nothing else.
     pub(crate) fn begins_at(&self, node: usize) -> Lsn {
         let machine = &self.machines[node];
-        let alone = machine.kind == NodeKind::Journal;
+        let told = !SeededBug::JournalHasAllBefore.is_on();
+        let alone = machine.kind == NodeKind::Journal && told;
         machine.journal.wal.as_ref().filter(|_| alone).map_or(Lsn::ZERO, |wal| Lsn(wal.begin()))
     }
 }
