@@ -82,6 +82,8 @@ pub(crate) struct Shape {
     pub(crate) ceiling_s: Option<u32>,
     /// The data nodes' `[wal]`; the defaults go by the file system.
     pub(crate) room: Option<WalRoom>,
+    /// The third node keeps the journal, and a commit is acknowledged when it or the passive has it.
+    pub(crate) journal: bool,
 }
 
 /// How much WAL a data node keeps, in journal and `pg_wal` each.
@@ -116,7 +118,8 @@ impl WalRoom {
 impl From<Mode> for Shape {
     fn from(mode: Mode) -> Shape {
         let profile = Profile::Default;
-        Shape { mode, profile, degrade_after_ms: None, ceiling_s: None, room: None }
+        let (degrade_after_ms, ceiling_s, room, journal) = (None, None, None, false);
+        Shape { mode, profile, degrade_after_ms, ceiling_s, room, journal }
     }
 }
 
@@ -131,6 +134,9 @@ impl Shape {
         }
         if let Some(after) = self.degrade_after_ms {
             text += &format!("on_passive_loss = \"degrade\"\ndegrade_after = \"{after}ms\"\n");
+        }
+        if self.journal {
+            text += "durable_copies = 1\n";
         }
         let timing = match self.profile {
             Profile::Default => "default",
@@ -223,7 +229,11 @@ impl Lab {
                  max_prepared_transactions = 10\n";
         for site in SITES {
             let address = address(site);
-            let kind = if site == WITNESS { "witness" } else { "data" };
+            let kind = match (site == WITNESS, self.shape.journal) {
+                (true, true) => "journal",
+                (true, false) => "witness",
+                (false, _) => "data",
+            };
             text += &format!(
                 "[[nodes]]\nname = \"{site}\"\nkind = \"{kind}\"\naddress = \"{address}:{GRPC_PORT}\"\n\
                  http = \"{address}:{HTTP_PORT}\"\n"
@@ -462,8 +472,13 @@ impl Lab {
     /// `active` is active and writable, and the other data site could take over.
     pub(crate) fn protected_under(&self, active: &str) -> bool {
         let passive = other(active);
+        let journal = |status: &Value| {
+            let names = status["waited_for"].as_array();
+            names.is_some_and(|names| names.iter().any(|name| name == WITNESS))
+        };
         let covered = |status: Value| {
             status["failover"]["reason"] == "ready"
+                && (!self.shape.journal || journal(&status))
                 && node_in(&status, passive)
                     .is_some_and(|node| node["attached"] == true && node["mark"].is_null())
         };

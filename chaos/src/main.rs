@@ -95,6 +95,9 @@ struct Cli {
     #[arg(long, value_name = "GIB", conflicts_with_all =
           ["rows", "mode", "isolations", "freezes", "outages", "soak", "receivers", "untimed"])]
     bulk: Option<u32>,
+    /// Let the third node keep the journal, and a commit be acknowledged when it or the passive has it.
+    #[arg(long)]
+    journal: bool,
     /// Append each result as a JSON line to this file; a series goes on where the file ends.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,

@@ -204,13 +204,20 @@ fn measure(
     runtime: &Runtime,
 ) -> Result<Vec<Value>> {
     let (wanted, with) = (serde_json::to_value(event)?, serde_json::to_value(profile)?);
-    let mine = |line: &Value| line["outage_of"] == wanted && line["profile"] == with;
+    let mine = |line: &Value| {
+        // Lines from before there were journals have none.
+        let journal = line["journal"].as_bool().unwrap_or(false);
+        line["outage_of"] == wanted && line["profile"] == with && journal == cli.journal
+    };
     let earlier = cli.record.as_deref().map(|file| read(file, mine)).transpose()?;
     let mut lines = earlier.unwrap_or_default();
     while lines.len() < usize::try_from(runs).unwrap_or(usize::MAX) {
         let played = clusters.play(&event.row(), event.shape(profile), PACE, runtime);
         crate::report::result(cli.output, &played)?;
-        let line = recorded(&played, event, profile, lines.len() + 1)?;
+        let mut line = recorded(&played, event, profile, lines.len() + 1)?;
+        if cli.journal {
+            line["journal"] = json!(true);
+        }
         if let Some(file) = &cli.record {
             append(file, &line)?;
         }

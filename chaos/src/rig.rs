@@ -56,7 +56,7 @@ pub(crate) fn run(cli: &Cli, arena: &Arena) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let mut clusters = Clusters::new(arena, binary(cli)?, &cli.logs);
+    let mut clusters = Clusters::new(arena, binary(cli)?, cli);
     let good = if let Some(rounds) = cli.isolations {
         series::run(cli, series::Kind::Isolation, rounds, &mut clusters, &runtime)?
     } else if let Some(rounds) = cli.freezes {
@@ -118,19 +118,22 @@ pub(crate) struct Clusters {
     arena: Arena,
     binary: PathBuf,
     logs: PathBuf,
+    /// The third node of every one keeps the journal.
+    journal: bool,
     lab: Option<Lab>,
     used: u32,
     founded: u32,
 }
 
 impl Clusters {
-    fn new(arena: &Arena, binary: PathBuf, logs: &Path) -> Clusters {
-        let (arena, logs) = (arena.clone(), logs.to_owned());
-        Clusters { arena, binary, logs, lab: None, used: 0, founded: 0 }
+    fn new(arena: &Arena, binary: PathBuf, cli: &Cli) -> Clusters {
+        let (arena, logs, journal) = (arena.clone(), cli.logs.clone(), cli.journal);
+        Clusters { arena, binary, logs, journal, lab: None, used: 0, founded: 0 }
     }
 
     /// A cluster of this shape; the present one while it is good for it.
     fn with_shape(&mut self, shape: Shape) -> Result<&Lab> {
+        let shape = Shape { journal: self.journal, ..shape };
         let spent = self.used >= ROWS_PER_CLUSTER;
         if spent || self.lab.as_ref().is_some_and(|lab| lab.shape != shape) {
             self.lab = None;

@@ -33,10 +33,24 @@ pub struct Evidence<'a> {
 }
 
 impl Evidence<'_> {
-    /// It is heard now.
-    fn hears(&self, node: NodeId) -> bool {
+    /// What it says now, if it is heard.
+    fn report_of(&self, node: NodeId) -> Option<&PeerReport> {
+        if node == self.me {
+            return Some(&self.own);
+        }
         let heard = self.peers.get(&node);
-        node == self.me || heard.is_some_and(|heard| self.now.since(heard.at) < REPORT_FRESH)
+        heard.filter(|heard| self.now.since(heard.at) < REPORT_FRESH).map(|heard| &heard.report)
+    }
+
+    /// Its seal would tell a candidate that has WAL up to `from_lsn` what was acknowledged: it has what it
+    /// is known to have had, and nothing is missing before it begins. A candidate that was granted without
+    /// that would collect in vain for ever.
+    fn can_be_asked(&self, node: NodeId, from_lsn: Lsn, rule: Rule) -> bool {
+        self.report_of(node).is_some_and(|report| {
+            let known = self.state.known_durable(node);
+            let whole = rule == Rule::Outlook || report.durable_lsn.is_some_and(|has| has >= known);
+            whole && report.begin_lsn <= from_lsn
+        })
     }
 }
 
@@ -100,7 +114,7 @@ pub enum Reason {
     /// Commits waited for some of several nodes only, and too few of those are heard to tell what they
     /// have.
     TooFewCopies {
-        /// How many of them are heard.
+        /// How many of them are heard, and have what the others may lack.
         heard: usize,
         /// How many have to be.
         needed: usize,
@@ -208,7 +222,7 @@ impl fmt::Display for Reason {
             ),
             Reason::TooFewCopies { heard, needed } => write!(
                 f,
-                "{heard} of the nodes that commits waited for are heard, and {needed} have to be: only \
+                "{heard} of the nodes that commits waited for can be asked, and {needed} have to be: only \
                  they can say together what was acknowledged"
             ),
             Reason::CandidateSilent { candidate } => write!(f, "{candidate} is not heard"),
@@ -354,7 +368,8 @@ fn consider(
     }
     let needed = evidence.state.others_to_seal(node) + 1;
     let waited = evidence.state.durability.waited.iter();
-    let heard = waited.filter(|other| **other == node || evidence.hears(**other)).count();
+    let asked = |other: &NodeId| evidence.can_be_asked(*other, durable_lsn, rule);
+    let heard = waited.filter(|other| **other == node || asked(other)).count();
     if needed > 1 && heard < needed {
         return Err(Reason::TooFewCopies { heard, needed });
     }

@@ -202,6 +202,7 @@ impl World {
                         timeline: admission.timeline,
                         durable_lsn: machine.end,
                         promotion: Some(admission.promotion),
+                        begin_lsn: Lsn::ZERO,
                     });
                 }
                 Action::Unfollow => machine.following = None,
@@ -415,6 +416,7 @@ impl Machine {
                     timeline: last.timeline,
                     durable_lsn: self.end,
                     promotion: Some(last.promotion),
+                    begin_lsn: Lsn::ZERO,
                 });
                 self.recorded = history;
                 Completion::Joined

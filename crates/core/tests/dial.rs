@@ -416,6 +416,7 @@ fn report(node: NodeId, durable_lsn: Lsn, promotable: bool, state: &ClusterState
         data: None,
         durable_lsn: Some(durable_lsn),
         promotion: Some(state.current().unwrap().promotion),
+        begin_lsn: Lsn::ZERO,
         promotable,
         resumable: false,
     }

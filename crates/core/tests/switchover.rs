@@ -297,6 +297,7 @@ impl World {
                         timeline: admission.timeline,
                         durable_lsn: machine.end,
                         promotion: Some(admission.promotion),
+                        begin_lsn: Lsn::ZERO,
                     });
                 }
                 Action::Unfollow => self.machines.get_mut(&id).unwrap().following = None,
@@ -560,6 +561,7 @@ impl Machine {
                     timeline: last.timeline,
                     durable_lsn: self.end,
                     promotion: Some(last.promotion),
+                    begin_lsn: Lsn::ZERO,
                 });
                 (self.recorded, self.following) = (history, Some(holder));
                 Completion::Joined

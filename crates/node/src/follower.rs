@@ -158,11 +158,15 @@ impl Follower {
         });
     }
 
-    /// Seals the journal for another node that was granted `epoch`; what is followed ends before.
+    /// Seals the journal for another node that was granted `epoch`; what is followed ends before, unless
+    /// that is of this epoch already: then its promotion is over, and nobody needs the seal.
     ///
     /// # Errors
     /// Why it is not sealed, in words.
     pub(crate) async fn seal_for(&self, epoch: Epoch) -> Result<Option<SealedEnd>, String> {
+        if self.following().is_some_and(|following| following.admission.epoch >= epoch) {
+            return Err(format!("the holder of epoch {epoch} is followed here already"));
+        }
         self.unfollow().await;
         let journal = self.journal().clone();
         let sealed = blocking(move || journal.seal(epoch)).await.map_err(|error| chain(&error))?;
@@ -248,7 +252,11 @@ async fn watch_receiver(
         ReceiverEnd::NothingToStartFrom => {
             FollowEnd::JournalFailed("the journal does not know where to begin".to_owned())
         }
-        ReceiverEnd::NotAdmitted | ReceiverEnd::Cancelled => return,
+        // Sealed on behalf of somebody else while it was followed: the state says whom to follow now.
+        ReceiverEnd::NotAdmitted => {
+            FollowEnd::Again("the journal admits another epoch by now".to_owned())
+        }
+        ReceiverEnd::Cancelled => return,
     };
     tracing::warn!(?event, "following ended");
     // Nobody listens only when the daemon ends.

@@ -9,7 +9,7 @@ use understudy_core::node::{
 };
 use understudy_shipping::journal::Journal;
 use understudy_shipping::receiver::EmptyStart;
-use understudy_types::Epoch;
+use understudy_types::{Epoch, Lsn};
 
 use crate::follower::{FollowOrder, Follower, FollowerOptions, in_turn};
 use crate::hands::{blocking, journal_aside, transient, transient_words};
@@ -66,7 +66,10 @@ impl JournalNode {
 
     /// What there is to see here.
     pub(crate) fn look(&self) -> LocalView {
-        LocalView { journal: journal_view(self.journal()), ..LocalView::default() }
+        let begin_lsn = self.journal().positions().borrow().as_ref().map(|held| held.begin_lsn);
+        let journal = journal_view(self.journal()).zip(begin_lsn);
+        let journal = journal.map(|(view, begin_lsn)| JournalView { begin_lsn, ..view });
+        LocalView { journal, ..LocalView::default() }
     }
 
     async fn carry_out_order(&self, order: FollowOrder) {
@@ -95,7 +98,7 @@ impl JournalNode {
     }
 }
 
-/// The journal, as the core has it.
+/// The journal, as the core has it where the data is there too.
 pub(crate) fn journal_view(journal: &Journal) -> Option<JournalView> {
     let positions = journal.positions().borrow().clone()?;
     // The last link whose WAL this is: the journal may lag behind the recorded lineage.
@@ -103,5 +106,6 @@ pub(crate) fn journal_view(journal: &Journal) -> Option<JournalView> {
         timeline: positions.timeline,
         durable_lsn: positions.durable_lsn,
         promotion: journal.lineage().last().map(|last| last.promotion),
+        begin_lsn: Lsn::ZERO,
     })
 }

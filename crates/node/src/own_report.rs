@@ -76,6 +76,7 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
         resumable: view.report.resumable,
         warnings: warnings(doors, running, foreign_gate),
         newest_receipt: hands.and_then(|hands| hands.newest_receipt()).as_ref().map(Into::into),
+        begin_lsn: Some(view.report.begin_lsn.0).filter(|begin_lsn| *begin_lsn > 0),
         release_delay_ns: positions.as_ref().map(|positions| nanos(positions.release_delay)),
     }
 }

@@ -132,5 +132,6 @@ fn read(report: &v1::NodeReport) -> PeerReport {
         promotion: promotion.and_then(|text| parse_promotion("promotion", text).ok()),
         promotable: report.promotable,
         resumable: report.resumable,
+        begin_lsn: Lsn(report.begin_lsn.unwrap_or(0)),
     }
 }

@@ -17,7 +17,7 @@ use understudy_core::retention::{self, Growth, Held, Need, Policy, SlotHeld};
 use understudy_postgres::WalKept;
 use understudy_shipping::journal::inspect::Gap;
 use understudy_shipping::journal::{Journal, Room};
-use understudy_types::Clock;
+use understudy_types::{Clock, Lsn, NodeId};
 
 use crate::config::{NodeConfig, PostgresConfig, WalConfig};
 use crate::hands::{Hands, chain};
@@ -168,22 +168,37 @@ pub(crate) async fn look_after_journal(
     let mut journal = JournalKeeper::new(journal, policy);
     counter!("understudy_wal_removed_bytes_total").absolute(0);
     let mut every = regularly();
+    let mut before = BTreeMap::new();
     loop {
         every.tick().await;
-        let needs = needs_of_others(&state.borrow()).ok_or("a promotion that may ask for it");
-        let looked = journal.look(&*clock, needs.as_deref(), OnHeld::GiveUp).await;
+        let positions = eligible_positions(&state.borrow());
+        // One that comes nearer would be waited for by every commit if it were cut off from here.
+        let comes_nearer = positions.as_ref().is_some_and(|positions| {
+            positions.iter().any(|(node, lsn)| before.get(node).is_some_and(|known| lsn > known))
+        });
+        let on_held = if comes_nearer { OnHeld::Refuse } else { OnHeld::GiveUp };
+        let needs =
+            positions.as_ref().map(|positions| needs_of(journal.segment_bytes(), positions));
+        let needs = needs.ok_or("a promotion that may ask for it");
+        let looked = journal.look(&*clock, needs.as_deref(), on_held).await;
+        before = positions.unwrap_or_default();
         tell(&words, looked.words);
     }
 }
 
-/// What the nodes that may be promoted lack, by what was published last; `None` while that is not known,
-/// as during a promotion, which may ask for any of it.
-fn needs_of_others(state: &ClusterState) -> Option<Vec<Need>> {
+/// How far the nodes that may be promoted had got, by what was published last; `None` while that is not
+/// known, as during a promotion, which may ask for any of it.
+fn eligible_positions(state: &ClusterState) -> Option<BTreeMap<NodeId, Lsn>> {
     state.active()?;
     let eligible = state.durability.eligible.iter();
-    let behind = eligible
-        .map(|node| Need { who: "a passive that lacks it", from_lsn: state.known_durable(*node) });
-    Some(behind.collect())
+    Some(eligible.map(|node| (*node, state.known_durable(*node))).collect())
+}
+
+/// What they lack, and the segment before it: their last record may begin there.
+fn needs_of(segment_bytes: u64, positions: &BTreeMap<NodeId, Lsn>) -> Vec<Need> {
+    let before = |lsn: &Lsn| Lsn(lsn.0.saturating_sub(segment_bytes));
+    let needs = positions.values().map(before);
+    needs.map(|from_lsn| Need { who: "a passive that lacks it", from_lsn }).collect()
 }
 
 fn regularly() -> tokio::time::Interval {
@@ -230,6 +245,10 @@ struct JournalKeeper {
 impl JournalKeeper {
     fn new(journal: Journal, policy: Policy) -> JournalKeeper {
         JournalKeeper { journal, place: Place::new("journal", policy), gaps: Vec::new() }
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        self.journal.identity().map_or(0, |(_, size)| size.bytes())
     }
 
     /// `needs`: by whom WAL is needed, or for whose sake everything stays, because that is not known.

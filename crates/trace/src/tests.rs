@@ -132,6 +132,7 @@ impl Bench {
                     data: Some((SystemId(7), Timeline::FIRST)),
                     durable_lsn: Some(lsn),
                     promotion: a.is_multiple_of(3).then(|| PromotionId(uuid(b % 64))),
+                    begin_lsn: Lsn::ZERO,
                     promotable: a.is_multiple_of(2),
                     resumable: b.is_multiple_of(2),
                 };
@@ -165,8 +166,12 @@ fn local(a: u64, b: u64, lsn: Lsn) -> Event {
         _ => PostgresView::Running(facts),
     };
     let data = DataView::Cluster { system_id: SystemId(7), timeline: Timeline::FIRST };
-    let journal =
-        Some(JournalView { timeline: Timeline::FIRST, durable_lsn: lsn, promotion: None });
+    let journal = Some(JournalView {
+        timeline: Timeline::FIRST,
+        durable_lsn: lsn,
+        promotion: None,
+        begin_lsn: Lsn::ZERO,
+    });
     let fresh = PromotionId(uuid(a));
     let wall_unix_us = 1_800_000_000_000_000;
     Event::Local { view: LocalView { data, postgres, journal }, fresh, wall_unix_us }

@@ -132,7 +132,7 @@ pub fn surviving_lsn(permit: Option<&Permit>, receivers: &[ReceiverPosition]) ->
         found.map_or(Lsn::ZERO, |receiver| receiver.durable_lsn)
     };
     let Some(permit) = permit.filter(|permit| !permit.waited_for.is_empty()) else {
-        let best = receivers.iter().map(|receiver| receiver.durable_lsn).max();
+        let best = receivers.iter().filter(|r| may_take_over(r)).map(|r| r.durable_lsn).max();
         return best.unwrap_or(Lsn::ZERO);
     };
     let kth = |quorum: &Quorum| {
@@ -157,7 +157,16 @@ pub fn known_surviving_lsn(permit: Option<&Permit>, receivers: &[ReceiverPositio
         true => permit.waited_for.iter().all(|node| known(&node)),
         false => permit.quorums.iter().all(enough),
     });
-    (!receivers.is_empty() && all_known).then(|| surviving_lsn(permit, receivers))
+    let somebody = match permit.is_some_and(|permit| !permit.waited_for.is_empty()) {
+        true => !receivers.is_empty(),
+        false => receivers.iter().any(may_take_over),
+    };
+    (somebody && all_known).then(|| surviving_lsn(permit, receivers))
+}
+
+/// It has data, and not a journal alone, which begins somewhere.
+fn may_take_over(receiver: &ReceiverPosition) -> bool {
+    receiver.begin_lsn == Lsn::ZERO
 }
 
 /// min(F, for each quorum the k-th largest durable of its members), if enough of them are attached.

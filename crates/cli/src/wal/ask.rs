@@ -58,7 +58,7 @@ pub(super) async fn data_nodes<'a>(
         .collect();
     if let Some(name) = only.iter().find(|name| nodes.iter().all(|node| node.name != **name)) {
         let words = match status.nodes.iter().any(|node| node.name == *name) {
-            true => format!("--node {name}: a witness holds no WAL; name a data node"),
+            true => format!("--node {name}: a witness holds no WAL; name a data node or a journal"),
             false => format!("--node {name}: the cluster has no such node"),
         };
         return Err(CallError::Usage { words });

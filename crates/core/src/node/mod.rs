@@ -575,6 +575,7 @@ impl Core {
             promotion: self.local.journal.and_then(|journal| journal.promotion),
             promotable: standing.promotable,
             resumable: standing.resumable,
+            begin_lsn: self.local.journal.map_or(Lsn::ZERO, |journal| journal.begin_lsn),
         }
     }
 

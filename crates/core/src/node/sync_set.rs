@@ -308,6 +308,7 @@ impl Core {
         let without = self.quorum_without(node);
         let waits_since = self.stage().waits_since(&without);
         let waits = waits_since.is_some_and(|serial| self.read_under(source, serial))
+            && self.joins_up(source, &without)
             && self.satisfied(source, &without);
         if unknown || waits || SeededBug::QuorumChangedAlone.is_on() {
             self.stage().leaving = Some(Leaving { proposed: Some(generation), ..leaving });

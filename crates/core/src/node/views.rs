@@ -80,6 +80,9 @@ pub struct JournalView {
     pub durable_lsn: Lsn,
     /// The promotion whose WAL it follows.
     pub promotion: Option<PromotionId>,
+    /// Where what is here begins, if there is nothing but a journal; zero where the data is here too.
+    #[serde(default)]
+    pub begin_lsn: Lsn,
 }
 
 /// What a peer said last.
@@ -101,6 +104,9 @@ pub struct PeerReport {
     pub promotable: bool,
     /// It could go on as the holder that it was: complete data, nothing else under way.
     pub resumable: bool,
+    /// Where what it has begins, if it has nothing but a journal.
+    #[serde(default)]
+    pub begin_lsn: Lsn,
 }
 
 /// A peer's report and when it came.

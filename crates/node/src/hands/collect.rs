@@ -18,8 +18,12 @@ impl Hands {
     ) -> Result<Completion, TaskFailure> {
         let own = self.own_seal(epoch).await?;
         let own_lsn = own.map_or(Lsn::ZERO, |own| own.durable_lsn);
+        // The last record that is here is compared, so the other has to have it from its beginning.
+        let journal = self.journal().clone();
+        let tail = blocking(move || journal.tail()).await.map_err(transient)?;
+        let from_lsn = tail.map_or(own_lsn, |tail| tail.tail_lsn);
         let ask =
-            |(member, known): &(NodeId, Lsn)| self.ask_for_seal(epoch, *member, *known, own_lsn);
+            |(member, known): &(NodeId, Lsn)| self.ask_for_seal(epoch, *member, *known, from_lsn);
         let mut asked: FuturesUnordered<_> = members.iter().map(ask).collect();
         let (mut sealed, mut failed) = (Vec::new(), Vec::new());
         while let Some((member, answer)) = asked.next().await {
@@ -61,13 +65,13 @@ impl Hands {
     }
 
     /// `known_lsn` is what it is known to have had: with less it has lost WAL that it acknowledged.
-    /// Beginning after `own_lsn`, what is here, it does not have what lies between.
+    /// Beginning after `from_lsn`, the last record here, it does not have what lies between.
     async fn ask_for_seal(
         &self,
         epoch: Epoch,
         member: NodeId,
         known_lsn: Lsn,
-        own_lsn: Lsn,
+        from_lsn: Lsn,
     ) -> (NodeId, Result<Option<PeerSeal>, String>) {
         let name = self.called(member);
         let Some(dialer) = (self.options().bulk)(member) else {
@@ -79,8 +83,10 @@ impl Hands {
                 let begin_lsn = found.map_or(Lsn::ZERO, |found| found.begin_lsn);
                 if end_lsn < known_lsn {
                     Err(format!("{name} has {end_lsn} and is known to have had {known_lsn}"))
-                } else if begin_lsn > own_lsn {
-                    Err(format!("{name} has nothing before {begin_lsn}, here is up to {own_lsn}"))
+                } else if begin_lsn > from_lsn {
+                    Err(format!(
+                        "{name} has nothing before {begin_lsn}, and the last record here begins at {from_lsn}"
+                    ))
                 } else {
                     Ok(found)
                 }

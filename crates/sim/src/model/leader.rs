@@ -28,6 +28,7 @@ impl Protocol {
             data: (!data.dirty).then_some((book::SYSTEM, timeline)),
             durable_lsn: Some(lsn(data.wal.end())),
             promotion: Some(book::promotion_id(data.promotion)),
+            begin_lsn: understudy_types::Lsn::ZERO,
             promotable: is_passive
                 && data.step == Step::Following
                 && data.server == Server::Standby,

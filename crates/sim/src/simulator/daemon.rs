@@ -181,6 +181,7 @@ impl World {
             timeline: wal.timeline().unwrap_or(self.machines[node].postgres.data.timeline),
             durable_lsn: self.machines[node].durable_lsn(),
             promotion: self.machines[node].journal.lineage.last().map(|last| last.promotion),
+            begin_lsn: self.begins_at(node),
         });
         if self.machines[node].kind != NodeKind::Data {
             self.tell_local(node, LocalView { journal, ..LocalView::default() });
