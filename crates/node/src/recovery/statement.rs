@@ -72,7 +72,7 @@ pub enum Refusal {
     )]
     NotFounded,
     /// It votes, and has no data.
-    #[error("this node is no data node and has no PostgreSQL; run this on a data node")]
+    #[error("this node is a witness or a journal and has no PostgreSQL; run this on a data node")]
     Witness,
     /// It must not be promoted.
     #[error("this node must not be promoted: it is marked {0}; restore from a backup")]
