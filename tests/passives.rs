@@ -106,6 +106,11 @@ fn a_candidate_that_lacks_what_was_acknowledged_fetches_it_from_the_other_before
     lab.signal_node(behind, Signal::STOP);
     // Acknowledged by the other passive alone.
     lab.sql(active, "postgres", MUCH);
+    // What it said last would speak for it for a while, and it would be granted the epoch while it sleeps.
+    lab.wait("it to be missed", |lab| {
+        let status = lab.status_of(SECOND_PASSIVE);
+        status.is_some_and(|s| node_in(&s, behind).is_some_and(|n| n["state"] == "unreachable"))
+    });
     let order = ["failover", "--to", behind, "--reason", "a test", "--yes"];
     let ordered = lab.operator(&order);
     lab.wait("the active to have stepped down", |lab| {
