@@ -304,6 +304,15 @@ impl World {
         if state.order.is_some() || state.operations.iter().any(running) {
             return Some("an operation has not ended".to_owned());
         }
+        // What waited on a slow link may still be under way: until a renewal has published that it is
+        // there, `best-effort` rightly leaves the decision to a person.
+        let ready = (0..3).all(|node| {
+            let machine = &self.machines[node];
+            machine.core.verdict(machine.clock(self.now)).would_fail_over
+        });
+        if !ready {
+            return Some(format!("a loss of the active would not be answered: {}", self.verdicts()));
+        }
         None
     }
 
