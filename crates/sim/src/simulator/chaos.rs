@@ -311,7 +311,10 @@ impl World {
             machine.core.verdict(machine.clock(self.now)).would_fail_over
         });
         if !ready {
-            return Some(format!("a loss of the active would not be answered: {}", self.verdicts()));
+            return Some(format!(
+                "a loss of the active would not be answered: {}",
+                self.verdicts()
+            ));
         }
         None
     }

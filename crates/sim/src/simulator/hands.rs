@@ -11,6 +11,7 @@ use understudy_types::{
 };
 
 use super::content::WAL_BEGINS;
+use super::machine::Doing;
 use super::plan::{Fault, MS, SEC};
 use super::world::{InDaemon, InServer, SYSTEM, World, note};
 
@@ -76,7 +77,7 @@ impl World {
                 Task::Survey => self.survey(node, stage),
                 Task::Join { rung, holder, history, epoch, .. } => {
                     let holder = self.index_of(*holder);
-                    self.join(node, *rung, holder, history, *epoch, stage, doing.begun)
+                    self.join(node, *rung, holder, history, *epoch, stage, &doing)
                 }
                 Task::BeginJournalAnew(_) if stage == 0 => {
                     self.unfollow(node);
@@ -514,7 +515,7 @@ impl World {
         history: &[Lineage],
         epoch: Epoch,
         stage: u8,
-        begun: u64,
+        doing: &Doing,
     ) -> Went {
         match (stage, rung) {
             (0, _) => {
@@ -547,8 +548,10 @@ impl World {
                 }
                 on(3, MS)
             }
-            (1, Rung::Rewind | Rung::Clone) => self.begin_copy(node, rung, holder, history, begun),
-            (2, _) => self.end_copy(node, holder),
+            (1, Rung::Rewind | Rung::Clone) => {
+                self.begin_copy(node, rung, holder, history, doing.begun)
+            }
+            (2, _) => self.end_copy(node, holder, doing.found),
             (3, _) => {
                 if self.machines[node].id != self.machines[holder].id {
                     let Some(last) = history.last() else {
@@ -589,9 +592,9 @@ impl World {
         history: &[Lineage],
         begun: u64,
     ) -> Went {
-        if !self.copy_source_answers(node, holder) {
+        let Some(life) = self.copy_source(node, holder) else {
             return failed("the holder cannot be reached", false);
-        }
+        };
         let wanted = history.last().map(|last| last.timeline);
         if rung == Rung::Rewind
             && Some(self.machines[holder].postgres.data.control_timeline) != wanted
@@ -620,16 +623,23 @@ impl World {
         if cuts_first && let Some(differs) = data.wal.first_difference(&source) {
             data.wal.cut(differs);
         }
+        if let Some(doing) = &mut self.machines[node].doing {
+            doing.found = life;
+        }
         on(2, self.random.spread(200 * MS, 8 * SEC))
     }
 
-    fn copy_source_answers(&self, node: usize, holder: usize) -> bool {
-        let server = self.machines[holder].server_running(self.now);
-        self.reach(node, holder) && server.is_some_and(|server| server.primary && server.postmaster)
+    /// Which start of the holder's server answers, if one does.
+    fn copy_source(&self, node: usize, holder: usize) -> Option<u64> {
+        let server = self.machines[holder].server_running(self.now)?;
+        let answers = self.reach(node, holder) && server.primary && server.postmaster;
+        answers.then_some(server.life)
     }
 
-    fn end_copy(&mut self, node: usize, holder: usize) -> Went {
-        if !self.copy_source_answers(node, holder) {
+    /// The copy's connection ends with the server that it began from, although the same node may be
+    /// primary again when it would have been done.
+    fn end_copy(&mut self, node: usize, holder: usize, life: u64) -> Went {
+        if self.copy_source(node, holder) != Some(life) {
             return failed("the holder went away during the copy", false);
         }
         let source = self.machines[holder].postgres.data.clone();

@@ -27,7 +27,10 @@ impl World {
             waited_for: &written.permit.waited_for,
             quorums: &written.permit.quorums,
         };
-        let durable = self.durable_everywhere();
+        let late = self.now > written.decided_at + self.plan.write_delay_max;
+        // What was durable when it was decided may be gone when a frozen process writes at last: an operator
+        // may have accepted that loss meanwhile.
+        let durable = if late { written.durable.clone() } else { self.durable_everywhere() };
         let same = state.epoch == written.epoch && state.phase == Phase::Running;
         let eligible: Vec<NodeId> = match same {
             true => state.durability.eligible.iter().copied().collect(),
@@ -40,7 +43,6 @@ impl World {
             eligible: &eligible,
             credit: self.raft.credit,
         };
-        let late = self.now > written.decided_at + self.plan.write_delay_max;
         let mut judged =
             protocol::in_zero_a_release_is_durable_at_everybody_waited_for(&release, &truth);
         if late {
@@ -125,7 +127,8 @@ impl World {
         if late || self.somebody_was_away(oldest.decided_at, written.decided_at) {
             return;
         }
-        let span = Duration::from_nanos(written.decided_at.saturating_sub(oldest.decided_at));
+        // A process that was frozen in the middle told the client only when it was written.
+        let span = Duration::from_nanos(written.decided_at.saturating_sub(oldest.written_at));
         let drift = f64::from(self.plan.timing.drift_ppm) / 1e6;
         let allowed = ceiling.mul_f64(1.0 + 2.0 * drift) + SAMPLED;
         self.judge(protocol::exposure_stays_below_the_ceiling(span, allowed));
@@ -166,8 +169,10 @@ impl World {
         ));
     }
 
+    /// With what a journal had before it was lost: that was another loss than the one in question.
     fn durable_at(&self, node: NodeId) -> u64 {
-        self.machines[self.index_of(node)].durable_lsn().0
+        let machine = &self.machines[self.index_of(node)];
+        machine.durable_lsn().0.max(machine.journal.had)
     }
 
     /// A standby starts: what it holds has to be the cluster's.

@@ -62,6 +62,10 @@ pub(crate) struct Written {
     pub(crate) upto: u64,
     pub(crate) decided_at: u64,
     pub(crate) decided_local: BootInstant,
+    /// When it was written; a process may be frozen between the decision and the write.
+    pub(crate) written_at: u64,
+    /// How far everybody's journal was durable when it was decided.
+    pub(crate) durable: BTreeMap<NodeId, Lsn>,
     pub(crate) epoch: Epoch,
     pub(crate) permit: Permit,
 }
@@ -315,4 +319,5 @@ pub(crate) struct Acked {
     /// Somebody else was waited for.
     pub(crate) waited: bool,
     pub(crate) decided_at: u64,
+    pub(crate) written_at: u64,
 }

@@ -87,6 +87,7 @@ impl World {
                 mode: written.permit.mode,
                 waited: !written.permit.waited_for.is_empty(),
                 decided_at: written.decided_at,
+                written_at: written.written_at,
             })
             .collect();
         if acked.is_empty() {

@@ -152,10 +152,14 @@ impl World {
             }
             return;
         }
+        let durable = self.durable_everywhere();
+        let Some(source) = &self.machines[node].source else { return };
         let written = Written {
             upto: judged.upto.0,
             decided_at: self.now,
             decided_local: now,
+            written_at: self.now,
+            durable,
             epoch: source.epoch,
             permit,
         };
@@ -199,7 +203,8 @@ impl World {
 
     pub(crate) fn gate_write(&mut self, node: usize, id: u64) {
         let machine = &mut self.machines[node];
-        if let Some((_, life, written)) = machine.last_write.take_if(|(of, ..)| *of == id) {
+        if let Some((_, life, mut written)) = machine.last_write.take_if(|(of, ..)| *of == id) {
+            written.written_at = self.now;
             if machine.postgres.server.as_ref().is_some_and(|server| server.life == life) {
                 self.check_write(node, &written);
                 self.deliver(node, written);
@@ -226,7 +231,8 @@ impl World {
     fn end_write(&mut self, node: usize, id: u64) {
         let machine = &mut self.machines[node];
         let Some(source) = machine.source.as_mut().filter(|source| source.id == id) else { return };
-        let Some(written) = source.busy.take() else { return };
+        let Some(mut written) = source.busy.take() else { return };
+        written.written_at = self.now;
         machine.cell.released = machine.cell.released.max(written.upto);
         source.tracker.released(Lsn(written.upto), written.decided_local);
         self.check_write(node, &written);
