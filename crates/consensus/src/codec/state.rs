@@ -199,6 +199,7 @@ fn write_granted(epoch: Epoch, granted: &Granted) -> message::Granted {
         fork_lsn: granted.fork_lsn.map(|lsn| lsn.0),
         parent: granted.parent.map(Into::into),
         loss: Some(write_loss(&granted.loss)),
+        at_unix_us: granted.at_unix_us,
     }
 }
 
@@ -212,6 +213,7 @@ fn read_granted(granted: message::Granted) -> Result<(Epoch, Granted), FieldErro
             fork_lsn: granted.fork_lsn.map(Lsn),
             parent: granted.parent.map(Into::into),
             loss: read_loss(granted.loss)?,
+            at_unix_us: granted.at_unix_us,
         },
     ))
 }

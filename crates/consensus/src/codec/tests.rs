@@ -302,6 +302,7 @@ fn full() -> ClusterState {
         fork_lsn,
         parent,
         loss: losses()[n as usize % 2],
+        at_unix_us: (n > 1).then_some(i64::from(n)),
     };
     let first = Epoch { incarnation: 0, number: 1 };
     ClusterState {

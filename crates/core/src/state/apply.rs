@@ -471,8 +471,15 @@ impl ClusterState {
             }
             _ => (*fork_lsn, parent),
         };
-        let granted =
-            Granted { node: *node, promotion, timeline: *timeline, fork_lsn, parent, loss };
+        let granted = Granted {
+            node: *node,
+            promotion,
+            timeline: *timeline,
+            fork_lsn,
+            parent,
+            loss,
+            at_unix_us: Some(*at_unix_us),
+        };
         self.lineage.insert(*epoch, granted);
         self.phase = Phase::Running;
         // What made it suspect did not come true, and nobody but a holder could take the mark away: once

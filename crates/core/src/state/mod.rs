@@ -267,6 +267,9 @@ pub struct Granted {
     pub parent: Option<Epoch>,
     /// What of the acknowledged may have been lost with this promotion.
     pub loss: LossBound,
+    /// When it was reported, in microseconds since the Unix epoch by the promoted node's wall clock; for
+    /// people. `None` where an older version recorded it.
+    pub at_unix_us: Option<i64>,
 }
 
 /// Why a node must not be promoted.
