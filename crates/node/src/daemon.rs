@@ -135,12 +135,14 @@ fn stop_at_broken_invariants(last_words: LastWordsCell) {
 
 async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<(), RunError> {
     let identity = load_identity(&config)?;
+    crate::metrics::set_certificates(identity.not_after(), identity.authority_not_after());
     prepare_directories(&config)?;
     let clock: Arc<dyn Clock> = Arc::new(BootClock);
     let grpc = Listener::bind(config.listen_grpc, &identity, ListenOptions::default())
         .await
         .map_err(part("open the gRPC door"))?;
-    let http = HttpDoor::bind(config.listen_http).await.map_err(part("open the HTTP door"))?;
+    let http =
+        HttpDoor::bind(config.listen_http, &config.http).map_err(part("open the HTTP door"))?;
     // Before anything of the node begins: which incarnation it is of, and whether that is over.
     let identity = recovery::at_start(&mut config, &identity).await?;
     let metrics = crate::metrics::install().map_err(part("prepare the metrics"))?;

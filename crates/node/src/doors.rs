@@ -92,8 +92,10 @@ pub(crate) async fn serve(
         last_tick: doors.shared.last_turn_ns.clone(),
         clock: doors.clock.clone(),
         metrics,
+        patroni_metrics: doors.config.http.patroni_metrics,
     };
-    tokio::spawn(http.serve(state, shutdown.clone()));
+    http.spawn(state, shutdown.clone())
+        .map_err(|error| RunError::Part { what: "start the HTTP door", source: error.into() })?;
     let status_of_this = status.clone();
     let members: BTreeMap<NodeName, NodeId> =
         doors.config.members.iter().map(|m| (m.name.clone(), m.id)).collect();

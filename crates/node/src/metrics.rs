@@ -3,13 +3,14 @@
 //! What is unknown is NaN, so that it neither satisfies nor triggers a comparison; it is never zero.
 //! Labels are closed sets: members' names and roles.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use understudy_types::{BootInstant, Epoch};
 
-use crate::status::{ClusterStatus, NodeStatus, SiteRole};
+use crate::status::{ClusterStatus, NodeStatus, OperationView, SiteRole};
 use crate::wal_files::Verified;
 use understudy_shipping::source::CompressionSeen;
 
@@ -47,12 +48,15 @@ pub struct Local {
 #[derive(Debug, Default)]
 pub struct StatusMetrics {
     epoch: Option<Epoch>,
+    /// Operations that had ended by the last snapshot; `None` before the first.
+    ended: Option<BTreeSet<u64>>,
 }
 
 impl StatusMetrics {
     /// Sets every metric from this snapshot.
     pub fn record(&mut self, status: &ClusterStatus, local: &Local) {
         self.count_failovers(status.epoch);
+        self.count_operations(&status.operations);
         gauge!("understudy_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         gauge!("understudy_node_uptime_seconds").set(local.uptime.as_secs_f64());
         counter!("understudy_gate_late_releases_total").absolute(local.late_releases_count);
@@ -63,6 +67,10 @@ impl StatusMetrics {
         gauge!("understudy_cluster_members_count").set(status.nodes.len() as f64);
         gauge!("understudy_cluster_has_active").set(flag(status.active.is_some()));
         gauge!("understudy_cluster_paused").set(flag(status.paused_until_unix_us.is_some()));
+        gauge!("understudy_cluster_pause_until_timestamp_seconds")
+            .set(moment(status.paused_until_unix_us));
+        let promoted = status.lineage.last().and_then(|newest| newest.at_unix_us);
+        gauge!("understudy_cluster_last_promotion_timestamp_seconds").set(moment(promoted));
         gauge!("understudy_cluster_failover_ready").set(flag(status.failover.would_fail_over));
         gauge!("understudy_raft_majority").set(flag(status.majority));
         gauge!("understudy_raft_applied_index").set(status.applied_index as f64);
@@ -95,9 +103,40 @@ impl StatusMetrics {
     }
 }
 
+impl StatusMetrics {
+    /// What had ended before this process watched does not count.
+    fn count_operations(&mut self, operations: &[OperationView]) {
+        let running = operations.iter().filter(|operation| operation.outcome == "running").count();
+        gauge!("understudy_operation_running_count").set(running as f64);
+        let ended = operations.iter().filter(|operation| operation.outcome != "running");
+        let now: BTreeSet<u64> = ended.clone().map(|operation| operation.id).collect();
+        for outcome in ["done", "failed"] {
+            let new = |id| self.ended.as_ref().is_some_and(|before| !before.contains(&id));
+            let of = ended.clone().filter(|o| o.outcome == outcome && new(o.id)).count();
+            counter!("understudy_operation_ended_total", "outcome" => outcome).increment(of as u64);
+        }
+        self.ended = Some(now);
+    }
+}
+
+/// Sets until when this node's certificate and the authority's are valid.
+pub(crate) fn set_certificates(node: SystemTime, authority: Option<SystemTime>) {
+    for (which, not_after) in [("node", Some(node)), ("authority", authority)] {
+        let since = not_after.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        gauge!("understudy_certificate_expiry_timestamp_seconds", "certificate" => which)
+            .set(or_nan(since.map(|since| since.as_secs_f64())));
+    }
+}
+
 /// Sets the one metric that must be true at the moment it is read.
 pub(crate) fn set_writable(writable: bool) {
     gauge!("understudy_node_writable").set(flag(writable));
+}
+
+/// Sets how many are connected to the HTTP door, and how many were closed or turned away for want of room.
+pub(crate) fn set_http((open_count, turned_away_count): (usize, u64)) {
+    gauge!("understudy_http_connections_count").set(open_count as f64);
+    counter!("understudy_http_connections_refused_total").absolute(turned_away_count);
 }
 
 /// Sets what the receipts that are kept say; a receipt that is removed later does not take it back.
@@ -149,6 +188,10 @@ pub(crate) fn set_compression(node: &str, seen: Option<&CompressionSeen>) {
     set("understudy_wal_compression_bytes_per_second", |seen| seen.speed_bytes_per_second);
 }
 
+fn moment(unix_us: Option<i64>) -> f64 {
+    or_nan(unix_us.map(|us| us as f64 / 1e6))
+}
+
 fn flag(value: bool) -> f64 {
     f64::from(u8::from(value))
 }
@@ -178,6 +221,14 @@ fn describe() {
         "understudy_lost_wal_bytes_total",
         Unit::Bytes,
         "WAL of this node that the cluster lost, by the receipts that it keeps."
+    );
+    describe_counter!(
+        "understudy_http_connections_refused_total",
+        "Connections to the HTTP door that were closed or turned away for want of room."
+    );
+    describe_counter!(
+        "understudy_operation_ended_total",
+        "Orders of operators that this process has seen end, by outcome."
     );
     for (name, unit, help) in GAUGES {
         match unit {
@@ -216,6 +267,23 @@ const GAUGES: &[(&str, Option<Unit>, &str)] = &[
     ("understudy_cluster_epoch", None, "Number of the newest epoch."),
     ("understudy_cluster_members_count", None, "Members of the cluster."),
     ("understudy_cluster_has_active", None, "1 while some node holds the lease."),
+    (
+        "understudy_cluster_pause_until_timestamp_seconds",
+        SECONDS,
+        "When the pause of automatic failover ends, Unix time; NaN while there is none.",
+    ),
+    (
+        "understudy_cluster_last_promotion_timestamp_seconds",
+        SECONDS,
+        "When the newest promotion was reported, Unix time; NaN if unknown.",
+    ),
+    ("understudy_operation_running_count", None, "Orders of operators that are under way."),
+    ("understudy_http_connections_count", None, "Connections to the HTTP door."),
+    (
+        "understudy_certificate_expiry_timestamp_seconds",
+        SECONDS,
+        "Until when a certificate is valid, Unix time.",
+    ),
     ("understudy_cluster_paused", None, "1 while automatic failover is paused."),
     ("understudy_cluster_failover_ready", None, "1 while a loss of the active would be answered."),
     ("understudy_raft_leader", None, "1 at the node that leads the consensus."),

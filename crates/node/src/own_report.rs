@@ -6,6 +6,7 @@ use understudy_core::node::{DataView, PostgresView};
 use understudy_proto::v1;
 use understudy_types::{BootInstant, NodeKind};
 
+use crate::clock::wall_unix_us;
 use crate::doors::Doors;
 use crate::driver::View;
 
@@ -69,7 +70,7 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
             .map(|postgres| postgres.advertise.clone())
             .unwrap_or_default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        http_address: config.listen_http.to_string(),
+        http_address: config.http.advertise.clone(),
         lease_left_ms: deadline.map(|deadline| nanos(deadline.since(now)) / 1_000_000),
         writable,
         promotable: view.report.promotable,
@@ -77,6 +78,14 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
         warnings: warnings(doors, running, foreign_gate),
         newest_receipt: hands.and_then(|hands| hands.newest_receipt()).as_ref().map(Into::into),
         begin_lsn: Some(view.report.begin_lsn.0).filter(|begin_lsn| *begin_lsn > 0),
+        server_version_num: observation.as_ref().map(|seen| seen.server_version),
+        postmaster_start_unix_us: observation.as_ref().map(|seen| seen.postmaster_start_unix_us),
+        replayed_commit_unix_us: observation
+            .as_ref()
+            .filter(|seen| seen.in_recovery)
+            .and_then(|seen| seen.last_replay_age)
+            .map(|age| wall_unix_us() - i64::try_from(age.as_micros()).unwrap_or(0)),
+        replay_paused: observation.as_ref().is_some_and(|seen| seen.replay_paused),
         release_delay_ns: positions.as_ref().map(|positions| nanos(positions.release_delay)),
     }
 }

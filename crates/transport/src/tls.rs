@@ -25,7 +25,7 @@ use rustls::{
 use understudy_types::{ClusterId, ClusterIncarnation, NodeName};
 
 use crate::files::{FileError, read_file, read_private_file};
-use crate::identity::{Identity, IdentityError, PeerCertificate};
+use crate::identity::{self, Identity, IdentityError, PeerCertificate};
 
 /// Why an identity cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +96,8 @@ pub struct TlsIdentity(Arc<Inner>, ClusterIncarnation);
 
 struct Inner {
     own: PeerCertificate,
+    /// When the last of the authority's certificates expires.
+    authority_not_after: Option<SystemTime>,
     roots: Arc<RootCertStore>,
     key: Arc<CertifiedKey>,
     provider: Arc<CryptoProvider>,
@@ -122,6 +124,7 @@ impl TlsIdentity {
             path: key.to_owned(),
             reason: error.to_string(),
         })?;
+        let authority_not_after = ca_der.iter().filter_map(|der| identity::not_after(der)).max();
         let mut roots = RootCertStore::empty();
         for der in ca_der {
             roots.add(der).map_err(|error| TlsError::Pem {
@@ -142,7 +145,8 @@ impl TlsIdentity {
                 other => TlsError::Configure(other),
             })?;
         let roots = Arc::new(roots);
-        let inner = Inner { own, roots, key: Arc::new(pair), provider };
+        let key = Arc::new(pair);
+        let inner = Inner { own, authority_not_after, roots, key, provider };
         let identity = TlsIdentity(Arc::new(inner), ClusterIncarnation::FOUNDED);
         // The client's side of the check: persons' certificates are good for that side only.
         identity.client_verifier()?.verify_client_cert(&leaf, &[], UnixTime::now()).map_err(
@@ -179,6 +183,11 @@ impl TlsIdentity {
     /// When our own certificate expires.
     pub fn not_after(&self) -> SystemTime {
         self.0.own.not_after
+    }
+
+    /// When the last of the authority's certificates expires.
+    pub fn authority_not_after(&self) -> Option<SystemTime> {
+        self.0.authority_not_after
     }
 
     fn client_verifier(&self) -> Result<Arc<PersonOrNode>, TlsError> {

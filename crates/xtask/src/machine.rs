@@ -2,6 +2,7 @@
 //!
 //! It never touches a PostgreSQL that is there, and never lets the package create or start a server.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -79,6 +80,37 @@ fn install() -> Result<()> {
     run(apt().args(["install", "-qq", "-y", "--no-install-recommends", "postgresql-common"]))?;
     keep_package_from_making_a_server()?;
     run(apt().args(["install", "-qq", "-y", "--no-install-recommends", "postgresql"]))
+}
+
+/// Programs that the tests run beside PostgreSQL's, with the package that has them.
+const TOOLS: &[(&str, &str)] = &[
+    ("haproxy", "haproxy"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
+    ("chromium", "chromium"),
+];
+
+/// Finds what the tests put beside a cluster: a load balancer, a monitor, a browser; or installs it.
+///
+/// # Errors
+/// When one is missing and cannot be installed; the error says what to do by hand.
+pub(crate) fn need_tools() -> Result<()> {
+    let missing: BTreeSet<&str> =
+        TOOLS.iter().filter(|(program, _)| !exists(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.into_iter().collect();
+    let names = packages.join(" ");
+    if !exists("apt-get") || effective_uid()? != 0 {
+        bail!("the tests need {names}; install them, on Debian as root: `apt-get install {names}`");
+    }
+    eprintln!("    installing what the tests put beside a cluster: {names}");
+    run(apt().args(["update", "-qq"]))?;
+    let command = &mut apt();
+    // The packages' own services are nobody's wish here.
+    command.env("RUNLEVEL", "1");
+    run(command.args(["install", "-qq", "-y", "--no-install-recommends"]).args(&packages))
 }
 
 fn apt() -> Command {

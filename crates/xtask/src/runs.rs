@@ -68,6 +68,7 @@ pub(crate) fn test(no_verify: bool, runner_args: &[String]) -> Result<()> {
         verify()?;
     }
     step("PostgreSQL", "install it by hand", machine::need_postgres)?;
+    step("tools of the tests", "install them by hand", machine::need_tools)?;
     if has_nextest() {
         if has_doc_tests()? {
             step("examples in documentation", "run `cargo test --workspace --doc`", || {

@@ -43,6 +43,8 @@ pub struct NodeConfig {
     /// Where load balancers and Prometheus ask (plain HTTP, read only). Default: the address of
     /// `grpc`, port 7480; keep it off public networks.
     pub listen_http: SocketAddr,
+    /// How the HTTP door speaks.
+    pub http: HttpConfig,
     /// The three files of this node's identity. No default.
     pub tls: TlsFiles,
     /// The founding members, the same list on every node.
@@ -77,6 +79,29 @@ pub struct TlsFiles {
     /// The authority's certificate.
     pub ca: PathBuf,
     /// This node's certificate.
+    pub certificate: PathBuf,
+    /// Its key; refused if others than its owner can read it.
+    pub key: PathBuf,
+}
+
+/// The HTTP door, besides where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// Where others reach it, `host:port`, for the links on the status page and in `/cluster`. Default:
+    /// `listen.http`, with the host of this node's own entry in `members` in place of an address that
+    /// stands for all.
+    pub advertise: String,
+    /// Its certificate; without one it speaks plain HTTP, as load balancers' checks mostly do.
+    pub tls: Option<HttpTls>,
+    /// Whether `/metrics` also has what Patroni's users know, under Patroni's names. Default false.
+    pub patroni_metrics: bool,
+}
+
+/// An ordinary server certificate, from an authority that load balancers and browsers trust. Both files
+/// are read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpTls {
+    /// The certificate with its chain, PEM.
     pub certificate: PathBuf,
     /// Its key; refused if others than its owner can read it.
     pub key: PathBuf,

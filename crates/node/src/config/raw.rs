@@ -20,6 +20,8 @@ pub(super) struct Raw {
     pub(super) allowed_regions: Vec<String>,
     #[serde(default)]
     pub(super) listen: RawListen,
+    #[serde(default)]
+    pub(super) http: RawHttp,
     pub(super) tls: RawTls,
     #[serde(default)]
     pub(super) members: Vec<RawMember>,
@@ -41,6 +43,15 @@ pub(super) struct Raw {
 pub(super) struct RawListen {
     pub(super) grpc: Option<String>,
     pub(super) http: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawHttp {
+    pub(super) advertise: Option<String>,
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+    pub(super) patroni_metrics: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -81,13 +81,37 @@ fn identity(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
     writeln!(out, "allowed_regions = [{}]", allowed.join(", "))
 }
 
+fn http(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "\n[http]")?;
+    writeln!(out, "# Where others reach the door, for links on the status page and in /cluster.")?;
+    writeln!(out, "advertise = {}", text(&config.http.advertise))?;
+    writeln!(out, "# Also Patroni's metrics, under its names, for dashboards that know them.")?;
+    writeln!(out, "patroni_metrics = {}", config.http.patroni_metrics)?;
+    writeln!(
+        out,
+        "# A certificate that load balancers and browsers trust makes it HTTPS; both files"
+    )?;
+    writeln!(out, "# are read again when they change. Without them: plain HTTP.")?;
+    match &config.http.tls {
+        Some(tls) => {
+            writeln!(out, "certificate = {}", path(&tls.certificate))?;
+            writeln!(out, "key = {}", path(&tls.key))
+        }
+        None => writeln!(out, "# certificate = \"http.pem\"\n# key = \"http.key\""),
+    }
+}
+
 fn connections(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
     writeln!(out, "\n[listen]")?;
     writeln!(out, "# Peers and operators, mutual TLS. Default 0.0.0.0:7400.")?;
     writeln!(out, "grpc = {}", text(&config.listen_grpc.to_string()))?;
-    writeln!(out, "# Load balancers and Prometheus: plain HTTP, read only; keep it off public")?;
-    writeln!(out, "# networks. Default: the address of grpc, port 7480.")?;
+    writeln!(
+        out,
+        "# Load balancers, Prometheus and the status page (/ui): HTTP, read only; keep it"
+    )?;
+    writeln!(out, "# off public networks. Default: the address of grpc, port 7480.")?;
     writeln!(out, "http = {}", text(&config.listen_http.to_string()))?;
+    http(config, out)?;
     writeln!(out, "\n[tls]")?;
     writeln!(
         out,

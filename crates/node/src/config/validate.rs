@@ -14,11 +14,12 @@ use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor, Timing};
 use understudy_types::{DurabilityMode, NodeId, NodeKind, NodeName, Region};
 
 use super::raw::{
-    Raw, RawDurability, RawListen, RawLog, RawMember, RawPostgres, RawTiming, RawTrace, RawWal,
+    Raw, RawDurability, RawHttp, RawListen, RawLog, RawMember, RawPostgres, RawTiming, RawTrace,
+    RawWal,
 };
 use super::{
-    AUTO, ConfigError, LogConfig, LogFormat, Member, NodeConfig, PostgresConfig, TlsFiles,
-    WalConfig, duration, parameters, size, split_host_port,
+    AUTO, ConfigError, HttpConfig, HttpTls, LogConfig, LogFormat, Member, NodeConfig,
+    PostgresConfig, TlsFiles, WalConfig, duration, parameters, size, split_host_port,
 };
 
 /// The longest path of a Unix socket (`sun_path` of unix(7), less its terminator).
@@ -118,11 +119,13 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
     };
     let listen = listen(&mut found, &raw.listen);
     let members = members(&mut found, &raw.members);
+    let http_files = http_tls(&mut found, base, &raw.http);
     let own = own_entry(&mut found, &members, &raw.name, &raw.site, &raw.kind);
     check_members(&mut found, &members);
     let allowed_regions = allowed_regions(&mut found, &raw.allowed_regions, &members);
     let initial_active = initial_active(&mut found, &members, raw.initial_active.as_deref());
     let host = own.as_ref().and_then(|own| split_host_port(&own.address)).map(|(host, _)| host);
+    let http = http(&mut found, &raw.http, listen, host, http_files);
     let postgres = match (kind, raw.postgres) {
         (Some(NodeKind::Data), Some(postgres)) => {
             Some(check_postgres(&mut found, base, &data_dir, host.unwrap_or("localhost"), postgres))
@@ -179,6 +182,7 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
             data_dir,
             listen_grpc,
             listen_http,
+            http: http?,
             tls,
             members,
             initial_active: initial_active?,
@@ -215,6 +219,50 @@ fn listen(found: &mut Findings, raw: &RawListen) -> Option<(SocketAddr, SocketAd
         found.error("listen.http", quoted(&http.to_string()), "must differ from listen.grpc");
     }
     Some((grpc, http))
+}
+
+/// The door's certificate and key, which need each other.
+fn http_tls(found: &mut Findings, base: &Path, raw: &RawHttp) -> Option<HttpTls> {
+    match (raw.certificate.clone(), raw.key.clone()) {
+        (Some(certificate), Some(key)) => Some(HttpTls {
+            certificate: found.path("http.certificate", base, certificate),
+            key: found.path("http.key", base, key),
+        }),
+        (None, None) => None,
+        (certificate, _) => {
+            let (missing, there) = match certificate {
+                Some(_) => ("http.key", "http.certificate"),
+                None => ("http.certificate", "http.key"),
+            };
+            let remedy = format!("{there} is set: name both, or neither for plain HTTP");
+            found.error(missing, "missing", remedy);
+            None
+        }
+    }
+}
+
+fn http(
+    found: &mut Findings,
+    raw: &RawHttp,
+    listen: Option<(SocketAddr, SocketAddr)>,
+    own_host: Option<&str>,
+    tls: Option<HttpTls>,
+) -> Option<HttpConfig> {
+    let (_, http) = listen?;
+    let advertise = match &raw.advertise {
+        Some(text) if split_host_port(text).is_some() => text.clone(),
+        Some(text) => {
+            let remedy = "expected a host and a port, such as \"north.example.org:7480\"";
+            found.error("http.advertise", quoted(text), remedy);
+            return None;
+        }
+        None => match own_host.filter(|_| http.ip().is_unspecified()) {
+            Some(host) => format!("{host}:{}", http.port()),
+            None => http.to_string(),
+        },
+    };
+    let patroni_metrics = raw.patroni_metrics.unwrap_or(false);
+    Some(HttpConfig { advertise, tls, patroni_metrics })
 }
 
 fn members(found: &mut Findings, raw: &[RawMember]) -> Vec<Member> {

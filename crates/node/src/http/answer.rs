@@ -11,7 +11,10 @@ use serde_json::json;
 use understudy_types::DurabilityMode;
 
 use super::lag::LagLimit;
-use crate::status::{ClusterStatus, Writability, readiness, replaying};
+use super::page;
+use super::patroni;
+use super::query::Query;
+use crate::status::{ClusterStatus, SiteRole, Writability, readiness, replaying};
 
 /// A loop that has not ticked for so long is taken for stuck.
 const TICK_AGE_MAX: Duration = Duration::from_secs(5);
@@ -22,6 +25,15 @@ pub(super) struct Facts<'a> {
     pub(super) writability: Writability,
     /// Since the node's loop last ticked.
     pub(super) tick_age: Duration,
+    /// `http` or `https`, for addresses in answers.
+    pub(super) scheme: &'static str,
+}
+
+impl Facts<'_> {
+    /// The snapshot, without what has ended since it was taken.
+    pub(super) fn present(&self) -> ClusterStatus {
+        self.status.clone().at_most_writable(self.writability.writable)
+    }
 }
 
 /// What is sent.
@@ -35,20 +47,26 @@ pub(super) enum Content {
     Json(String),
     /// What the metrics' recorder renders.
     Metrics,
-    Nothing,
+    /// A file of the status page.
+    File(&'static page::File),
 }
 
 /// What a health path asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Question {
     Live,
+    /// Whether this node does its part, whatever that is.
     Ready,
+    /// Patroni's: an active, or a passive within a limit.
+    Readiness,
     Primary,
     Replica,
     Synchronous,
+    Quorum,
     Asynchronous,
     ReadOnly,
     ReadOnlySync,
+    ReadOnlyQuorum,
     StandbyLeader,
     Health,
 }
@@ -58,7 +76,7 @@ const PATHS: &[(&str, Question)] = &[
     ("/livez", Question::Live),
     ("/liveness", Question::Live),
     ("/readyz", Question::Ready),
-    ("/readiness", Question::Ready),
+    ("/readiness", Question::Readiness),
     ("/", Question::Primary),
     ("/primary", Question::Primary),
     ("/master", Question::Primary),
@@ -67,36 +85,65 @@ const PATHS: &[(&str, Question)] = &[
     ("/replica", Question::Replica),
     ("/synchronous", Question::Synchronous),
     ("/sync", Question::Synchronous),
+    ("/quorum", Question::Quorum),
     ("/asynchronous", Question::Asynchronous),
     ("/async", Question::Asynchronous),
     ("/read-only", Question::ReadOnly),
     ("/read-only-sync", Question::ReadOnlySync),
     ("/read-only-synchronous", Question::ReadOnlySync),
+    ("/read-only-quorum", Question::ReadOnlyQuorum),
     ("/standby-leader", Question::StandbyLeader),
     ("/standby_leader", Question::StandbyLeader),
     ("/health", Question::Health),
 ];
 
+/// Patroni's paths that change something: orders are taken over gRPC only, and the answer says how.
+const ORDERS: &[(&str, &str)] = &[
+    ("/switchover", "understudy switchover"),
+    ("/failover", "understudy failover"),
+    ("/restart", "understudy --help"),
+    ("/reload", "understudy --help"),
+    ("/reinitialize", "understudy --help"),
+    ("/config", "understudy rpo set"),
+];
+
 /// The answer to a GET of this path and query.
 pub(super) fn answer(path: &str, query: Option<&str>, facts: &Facts<'_>) -> Answer {
+    let good = |content| Answer { code: StatusCode::OK, content };
     match path {
-        "/metrics" => return Answer { code: StatusCode::OK, content: Content::Metrics },
+        "/metrics" => return good(Content::Metrics),
         "/status" => {
-            let status = facts.status.clone().at_most_writable(facts.writability.writable);
-            let json = serde_json::to_string(&status).expect("plain data with text keys");
-            return Answer { code: StatusCode::OK, content: Content::Json(json) };
+            let json = serde_json::to_string(&facts.present());
+            return good(Content::Json(json.expect("plain data with text keys")));
         }
+        "/patroni" => return good(Content::Json(patroni::node(facts).to_string())),
+        "/cluster" => return good(Content::Json(patroni::cluster(facts).to_string())),
+        "/history" => return good(Content::Json(patroni::history(facts.status).to_string())),
+        "/config" => return good(Content::Json(patroni::config(facts.status).to_string())),
         _ => {}
+    }
+    if let Some(file) = page::file(path) {
+        return good(Content::File(file));
     }
     let Some((_, question)) = PATHS.iter().find(|(known, _)| *known == path) else {
         return say(StatusCode::NOT_FOUND, facts, "no such path");
     };
-    let limit = match LagLimit::of_query(query) {
-        Ok(limit) => limit,
+    let query = match Query::parse(query) {
+        Ok(query) => query,
         Err(reason) => return say(StatusCode::BAD_REQUEST, facts, &reason),
     };
-    let (good, reason) = judge(*question, limit, facts);
+    let (good, reason) = judge(*question, &query, facts);
     say(if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, facts, &reason)
+}
+
+/// The answer to a method that would change something.
+pub(super) fn refuse(path: &str, facts: &Facts<'_>) -> Answer {
+    let order = ORDERS.iter().find(|(known, _)| *known == path);
+    let words = match order {
+        Some((_, verb)) => format!("nothing is ordered over HTTP; use `{verb}`"),
+        None => "this door is read only: GET, HEAD and OPTIONS".to_owned(),
+    };
+    say(StatusCode::METHOD_NOT_ALLOWED, facts, &words)
 }
 
 fn say(code: StatusCode, facts: &Facts<'_>, reason: &str) -> Answer {
@@ -111,38 +158,50 @@ fn say(code: StatusCode, facts: &Facts<'_>, reason: &str) -> Answer {
     Answer { code, content: Content::Json(body.to_string() + "\n") }
 }
 
-fn judge(question: Question, limit: Option<LagLimit>, facts: &Facts<'_>) -> (bool, String) {
+fn judge(question: Question, query: &Query, facts: &Facts<'_>) -> (bool, String) {
     // Judged at this moment, whatever the snapshot says.
     let Writability { writable, reason: why } = facts.writability.clone();
     if facts.tick_age >= TICK_AGE_MAX && question != Question::Primary {
         let seconds = facts.tick_age.as_secs();
         return (false, format!("the node's loop has not ticked for {seconds} s"));
     }
-    let replica = || replica(facts.status, limit);
+    let replica = || replica(facts.status, query);
+    let kind = || waited(facts.status);
     let told = |result: Result<(), String>, good: &str| match result {
         Ok(()) => (true, good.to_owned()),
         Err(reason) => (false, reason),
     };
+    let as_sync = || replica().and_then(|()| kind().is(Waited::Each));
+    let as_quorum = || replica().and_then(|()| kind().is(Waited::Some));
     match question {
         Question::Live => (true, "the node's loop ticks".to_owned()),
         Question::Ready => {
             let answer = readiness(facts.status, writable);
             (answer.ready, answer.reason)
         }
-        Question::Primary => (writable, why),
-        Question::Replica => told(replica(), "attached and replaying"),
-        Question::Synchronous => {
-            told(replica().and_then(|()| synchronous(facts.status)), "commits wait for it")
+        Question::ReadOnly
+        | Question::ReadOnlySync
+        | Question::ReadOnlyQuorum
+        | Question::Readiness
+            if writable =>
+        {
+            (true, why)
         }
-        Question::Asynchronous => match (replica(), synchronous(facts.status)) {
-            (Ok(()), Ok(())) => (false, "commits wait for it".to_owned()),
-            (result, _) => told(result, "attached and replaying, commits do not wait for it"),
+        Question::Readiness => match facts.status.own().map(|own| own.role) {
+            Some(SiteRole::Witness | SiteRole::Journal) => {
+                let answer = readiness(facts.status, writable);
+                (answer.ready, answer.reason)
+            }
+            _ => told(replica(), "attached and replaying"),
         },
-        Question::ReadOnly | Question::ReadOnlySync if writable => (true, why),
-        Question::ReadOnly => told(replica(), "attached and replaying"),
-        Question::ReadOnlySync => {
-            told(replica().and_then(|()| synchronous(facts.status)), "commits wait for it")
-        }
+        Question::Primary => (writable, why),
+        Question::Replica | Question::ReadOnly => told(replica(), "attached and replaying"),
+        Question::Synchronous | Question::ReadOnlySync => told(as_sync(), Waited::Each.words()),
+        Question::Quorum | Question::ReadOnlyQuorum => told(as_quorum(), Waited::Some.words()),
+        Question::Asynchronous => told(
+            replica().and_then(|()| kind().is(Waited::No)),
+            "attached and replaying, commits do not wait for it",
+        ),
         Question::StandbyLeader => (false, "there is no standby cluster here".to_owned()),
         Question::Health => {
             let running = facts.status.own().is_some_and(|own| own.postgres_running);
@@ -152,18 +211,60 @@ fn judge(question: Question, limit: Option<LagLimit>, facts: &Facts<'_>) -> (boo
     }
 }
 
-/// A passive that follows, replays, and is not further behind than `limit`.
-fn replica(status: &ClusterStatus, limit: Option<LagLimit>) -> Result<(), String> {
+/// A passive that follows, replays, and is not further behind than the request allows.
+fn replica(status: &ClusterStatus, query: &Query) -> Result<(), String> {
     replaying(status)?;
     let own = status.own().expect("just judged");
-    limit.map_or(Ok(()), |limit| limit.check(own.replay_lag_bytes, own.replay_lag_seconds))
+    if let Some(tag) = &query.tag {
+        return Err(format!("{tag}: nodes have no tags here"));
+    }
+    // Whoever is attached streams; there is no other way for WAL to come.
+    if let Some(state) = query.replication_state.as_ref().filter(|state| *state != "streaming") {
+        return Err(format!("its replication state is streaming, not {state}"));
+    }
+    let (bytes, seconds) = match query.written {
+        true => (own.durable_lag_bytes, own.durable_lag_seconds),
+        false => (own.replay_lag_bytes, own.replay_lag_seconds),
+    };
+    query.lag.map_or(Ok(()), |limit: LagLimit| limit.check(bytes, seconds))
 }
 
-/// Commits are not acknowledged before they are durable at this node.
-fn synchronous(status: &ClusterStatus) -> Result<(), String> {
+/// How commits wait for a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// Each one is durable there before it is acknowledged.
+    Each,
+    /// It is one of several of whom some suffice, so that it may lack a commit.
+    Some,
+    /// They do not.
+    No,
+}
+
+impl Waited {
+    fn words(self) -> &'static str {
+        match self {
+            Waited::Each => "commits wait for it",
+            Waited::Some => "commits wait for some of several nodes, it among them",
+            Waited::No => "commits do not wait for it",
+        }
+    }
+
+    fn is(self, wanted: Waited) -> Result<(), String> {
+        if self == wanted { Ok(()) } else { Err(self.words().to_owned()) }
+    }
+}
+
+/// How commits wait for the answering node.
+fn waited(status: &ClusterStatus) -> Waited {
+    waited_for(status, &status.answered_by)
+}
+
+/// How commits wait for this node.
+pub(super) fn waited_for(status: &ClusterStatus, node: &str) -> Waited {
     let zero = status.durability == DurabilityMode::Zero && !status.durability_lifted;
-    let waited = status.waited_for.contains(&status.answered_by);
-    // Where some of several suffice, any one of them may lack a commit.
+    if !zero || !status.waited_for.iter().any(|name| name == node) {
+        return Waited::No;
+    }
     let all = status.durable_copies as usize >= status.waited_for.len();
-    if zero && waited && all { Ok(()) } else { Err("commits do not wait for it".to_owned()) }
+    if all { Waited::Each } else { Waited::Some }
 }

@@ -27,16 +27,12 @@ const BYTES: &[(&str, u64)] = &[
 const MILLIS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("min", 60_000), ("h", 3_600_000)];
 
 impl LagLimit {
-    /// The limit that a query string asks for, if any.
+    /// The limit that a parameter's value asks for.
     ///
     /// # Errors
-    /// In words, when there is one and it cannot be read.
-    pub(super) fn of_query(query: Option<&str>) -> Result<Option<LagLimit>, String> {
-        let pairs = query.unwrap_or_default().split('&');
-        let Some(text) = pairs.filter_map(|pair| pair.strip_prefix("lag=")).next_back() else {
-            return Ok(None);
-        };
-        LagLimit::parse(text).map(Some).ok_or_else(|| {
+    /// In words, when it cannot be read.
+    pub(super) fn of_value(text: &str) -> Result<LagLimit, String> {
+        LagLimit::parse(text).ok_or_else(|| {
             format!(
                 "lag={text}: expected bytes as 1048576, 512kB, 10MB, or time as 500ms, 5s, 1min"
             )
@@ -81,17 +77,12 @@ mod tests {
 
     #[test]
     fn limits_read_as_patroni_reads_them_and_as_time() {
-        let read = |query| LagLimit::of_query(Some(query));
-        assert_eq!(read("lag=10MB"), Ok(Some(LagLimit::Bytes(10 << 20))));
-        assert_eq!(read("lag=512kB"), Ok(Some(LagLimit::Bytes(512 << 10))));
-        assert_eq!(read("x=1&lag=77"), Ok(Some(LagLimit::Bytes(77))));
-        assert_eq!(read("lag=5s"), Ok(Some(LagLimit::Time(Duration::from_secs(5)))));
-        assert_eq!(read("replication_state=streaming"), Ok(None));
-        assert_eq!(LagLimit::of_query(None), Ok(None));
-        for wrong in
-            ["lag=", "lag=s", "lag=5 s", "lag=-1", "lag=10XB", "lag=99999999999999999999GB"]
-        {
-            assert!(read(wrong).is_err(), "{wrong} was accepted");
+        assert_eq!(LagLimit::of_value("10MB"), Ok(LagLimit::Bytes(10 << 20)));
+        assert_eq!(LagLimit::of_value("512kB"), Ok(LagLimit::Bytes(512 << 10)));
+        assert_eq!(LagLimit::of_value("77"), Ok(LagLimit::Bytes(77)));
+        assert_eq!(LagLimit::of_value("5s"), Ok(LagLimit::Time(Duration::from_secs(5))));
+        for wrong in ["", "s", "5 s", "-1", "10XB", "99999999999999999999GB"] {
+            assert!(LagLimit::of_value(wrong).is_err(), "{wrong} was accepted");
         }
     }
 

@@ -1,40 +1,53 @@
-//! The HTTP door: health answers for load balancers, status and metrics, in plain HTTP and read only.
+//! The HTTP door: health answers for load balancers, status, metrics and the status page; read only,
+//! plain or with an ordinary server certificate.
 //!
 //! Everything is answered from memory: no query is made and nothing is waited for, so that an answer
 //! comes even while the database hangs. `/primary` asks the permit cell at the moment of the request
-//! and so cannot outlive the lease. Slow or too many clients are cut off and hold up nobody.
+//! and so cannot outlive the lease. It runs on a thread of its own: a flood of requests takes no turn
+//! from the WAL, and the WAL none from a health check. Slow or too many clients hold up nobody.
 
 mod answer;
+mod connections;
 mod lag;
+mod page;
+mod patroni;
+mod query;
 #[cfg(test)]
 mod tests;
+mod tls;
 
+use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
-use axum::http::{Method, Response, StatusCode, Uri, header};
+use axum::http::{Method, Request, Response, header};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use understudy_types::{BootInstant, Clock};
 
+use crate::config::{HttpConfig, HttpTls};
 use crate::metrics;
 use crate::status::{ClusterStatus, WritabilityFn};
 use answer::{Answer, Content, Facts};
+use connections::{Connections, Place};
+use tls::TlsNow;
 
-/// Connections at the same time; beyond it a new one is closed at once.
+pub use tls::HttpTlsError;
+
+/// Connections at the same time; beyond it the one that has been idle longest is closed for a new one.
 const CONNECTIONS_MAX: usize = 512;
-/// How long a client may take to send a request, counted also while it is idle.
+/// How long a client may take to send a request, counted also while it is idle, and for a TLS handshake.
 const REQUEST_READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may live; whoever reads its answers that slowly has to come back.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
@@ -52,6 +65,8 @@ pub struct HttpState {
     pub clock: Arc<dyn Clock>,
     /// What `/metrics` renders.
     pub metrics: PrometheusHandle,
+    /// Whether it has Patroni's names too.
+    pub patroni_metrics: bool,
 }
 
 impl std::fmt::Debug for HttpState {
@@ -81,30 +96,43 @@ pub enum HttpError {
         #[source]
         source: io::Error,
     },
+    /// Its certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] HttpTlsError),
 }
 
 /// A bound port; answers from the moment [`HttpDoor::serve`] runs.
 #[derive(Debug)]
 pub struct HttpDoor {
-    tcp: TcpListener,
+    tcp: StdListener,
     address: SocketAddr,
+    tls: Option<(HttpTls, watch::Sender<Arc<rustls::ServerConfig>>, TlsNow)>,
 }
 
 impl HttpDoor {
-    /// Binds the port. Must be called within a tokio runtime.
+    /// Binds the port and loads the certificate, if there is to be one.
     ///
     /// # Errors
-    /// When the address cannot be bound; says which and what to do.
-    pub async fn bind(address: SocketAddr) -> Result<HttpDoor, HttpError> {
-        let bind = async {
-            let tcp = TcpListener::bind(address).await?;
+    /// When the address cannot be bound or the certificate not be used; says which and what to do.
+    pub fn bind(address: SocketAddr, config: &HttpConfig) -> Result<HttpDoor, HttpError> {
+        let bind = || {
+            let tcp = StdListener::bind(address)?;
+            tcp.set_nonblocking(true)?;
             let address = tcp.local_addr()?;
-            Ok::<_, io::Error>(HttpDoor { tcp, address })
+            Ok((tcp, address))
         };
-        bind.await.map_err(|source| match source.kind() {
+        let (tcp, address) = bind().map_err(|source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => HttpError::InUse { address },
             _ => HttpError::Bind { address, source },
-        })
+        })?;
+        let tls = match &config.tls {
+            Some(files) => {
+                let (sender, now) = watch::channel(tls::load(files)?);
+                Some((files.clone(), sender, now))
+            }
+            None => None,
+        };
+        Ok(HttpDoor { tcp, address, tls })
     }
 
     /// The bound address, with the port that was chosen if it was asked for as 0.
@@ -112,14 +140,38 @@ impl HttpDoor {
         self.address
     }
 
+    /// Answers on a thread of its own until `shutdown`.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn spawn(self, state: HttpState, shutdown: CancellationToken) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("understudy-http".to_owned());
+        thread.spawn(move || {
+            if let Err(error) = runtime.block_on(self.serve(state, shutdown)) {
+                tracing::error!(%error, "the HTTP door cannot be served");
+            }
+        })?;
+        Ok(())
+    }
+
     /// Answers until `shutdown`; open connections are dropped then.
-    pub async fn serve(self, state: HttpState, shutdown: CancellationToken) {
-        let router = Router::new().fallback(handle).with_state(state);
-        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    ///
+    /// # Errors
+    /// When the listener cannot be given to the runtime.
+    pub async fn serve(self, state: HttpState, shutdown: CancellationToken) -> io::Result<()> {
+        let tcp = TcpListener::from_std(self.tcp)?;
+        let tls = self.tls.map(|(files, sender, now)| {
+            tokio::spawn(tls::follow(files, sender, shutdown.clone()));
+            now
+        });
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let connections = Connections::new(CONNECTIONS_MAX);
+        let asked = Arc::new(Asked { state, scheme, connections: connections.clone() });
         loop {
             let accepted = tokio::select! {
-                () = shutdown.cancelled() => return,
-                accepted = self.tcp.accept() => accepted,
+                () = shutdown.cancelled() => return Ok(()),
+                accepted = tcp.accept() => accepted,
             };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
@@ -130,67 +182,108 @@ impl HttpDoor {
                     continue;
                 }
             };
-            let Ok(permit) = connections.clone().try_acquire_owned() else {
-                tracing::warn!(%peer, "connection closed, too many of them");
-                continue;
-            };
-            let (router, shutdown) = (router.clone(), shutdown.clone());
+            // Dropped, the stream is closed at once.
+            let Some(place) = connections.admit() else { continue };
+            let (asked, shutdown) = (asked.clone(), shutdown.clone());
+            let tls = tls.as_ref().map(|tls| tls.borrow().clone());
             tokio::spawn(async move {
+                let place = Arc::new(place);
+                let served = open(stream, tls, asked, place.clone());
                 tokio::select! {
                     () = shutdown.cancelled() => {}
-                    served = tokio::time::timeout(CONNECTION_TIMEOUT, serve_one(stream, router)) => {
+                    () = place.taken() => tracing::debug!(%peer, "idle connection closed for another"),
+                    served = tokio::time::timeout(CONNECTION_TIMEOUT, served) => {
                         if let Ok(Err(error)) = served {
-                            tracing::debug!(%peer, %error, "connection ended");
+                            tracing::debug!(%peer, error, "connection ended");
                         }
                     }
                 }
-                drop(permit);
             });
         }
     }
 }
 
-async fn serve_one(stream: TcpStream, router: Router) -> Result<(), hyper::Error> {
+/// What every request is answered from.
+struct Asked {
+    state: HttpState,
+    scheme: &'static str,
+    connections: Connections,
+}
+
+async fn open(
+    stream: TcpStream,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    asked: Arc<Asked>,
+    place: Arc<Place>,
+) -> Result<(), String> {
     // An answer is one small packet; waiting for more of it would only delay a health check.
     let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else { return serve_one(stream, asked, place).await };
+    let handshake = TlsAcceptor::from(tls).accept(stream);
+    let opened = tokio::time::timeout(REQUEST_READ_TIMEOUT, handshake).await;
+    let stream = opened.map_err(|_| "no TLS handshake in time".to_owned())?;
+    serve_one(stream.map_err(|error| error.to_string())?, asked, place).await
+}
+
+async fn serve_one<S>(stream: S, asked: Arc<Asked>, place: Arc<Place>) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        place.answering();
+        let answer = respond(&asked, &request);
+        place.answered();
+        std::future::ready(Ok::<_, Infallible>(answer))
+    });
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_READ_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(stream), service)
         .await
+        .map_err(|error| error.to_string())
 }
 
-async fn handle(State(state): State<HttpState>, method: Method, uri: Uri) -> Response<Body> {
-    if !matches!(method, Method::GET | Method::HEAD | Method::OPTIONS) {
-        return respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n".into());
-    }
+fn respond(asked: &Asked, request: &Request<Incoming>) -> Response<Body> {
+    let Asked { state, scheme, connections } = asked;
     let snapshot = state.status.borrow().clone();
     let ticked = BootInstant(state.last_tick.load(Ordering::Acquire));
     let facts = Facts {
         status: &snapshot,
         writability: (state.writability)(),
         tick_age: state.clock.now().since(ticked),
+        scheme,
     };
-    let Answer { code, content } = answer::answer(uri.path(), uri.query(), &facts);
-    // A HEAD's body is left out by hyper, with the length of the GET's.
-    let content = if method == Method::OPTIONS { Content::Nothing } else { content };
-    match content {
-        Content::Json(json) => respond(code, "application/json", json),
+    let (method, uri) = (request.method(), request.uri());
+    let Answer { code, content } = match *method {
+        // A HEAD's body is left out by hyper, with the length of the GET's.
+        Method::GET | Method::HEAD | Method::OPTIONS => {
+            answer::answer(uri.path(), uri.query(), &facts)
+        }
+        _ => answer::refuse(uri.path(), &facts),
+    };
+    let (content_type, body) = match content {
+        _ if *method == Method::OPTIONS => ("text/plain", String::new()),
+        Content::Json(json) => ("application/json", json),
+        Content::File(file) => (file.content_type, file.text.to_owned()),
         Content::Metrics => {
             metrics::set_writable(facts.writability.writable);
+            metrics::set_http(connections.counts());
             state.metrics.run_upkeep();
-            respond(code, "text/plain; version=0.0.4; charset=utf-8", state.metrics.render())
+            let mut text = state.metrics.render();
+            if state.patroni_metrics {
+                text.push_str(&patroni::metrics(&facts));
+            }
+            ("text/plain; version=0.0.4; charset=utf-8", text)
         }
-        Content::Nothing => respond(code, "text/plain", String::new()),
-    }
-}
-
-fn respond(code: StatusCode, content_type: &str, body: String) -> Response<Body> {
+    };
     Response::builder()
         .status(code)
         .header(header::CONTENT_TYPE, content_type)
         .header(header::CACHE_CONTROL, "no-store")
         .header(header::ALLOW, "GET, HEAD, OPTIONS")
+        .header(header::CONTENT_SECURITY_POLICY, page::CONTENT_SECURITY_POLICY)
+        .header(header::X_CONTENT_TYPE_OPTIONS, "nosniff")
+        .header(header::REFERRER_POLICY, "no-referrer")
         .body(Body::from(body))
         .expect("every header is a constant of visible ASCII")
 }

@@ -173,6 +173,11 @@ impl StatusBuilder {
             release_delay_seconds: fresh
                 .and_then(|report| report.release_delay_ns)
                 .map(|delay| Duration::from_nanos(delay).as_secs_f64()),
+            receive_lsn: report.and_then(|report| report.receive_lsn).map(Lsn),
+            server_version_num: report.and_then(|report| report.server_version_num),
+            postmaster_start_unix_us: fresh.and_then(|report| report.postmaster_start_unix_us),
+            replayed_commit_unix_us: report.and_then(|report| report.replayed_commit_unix_us),
+            replay_paused: fresh.is_some_and(|report| report.replay_paused),
         }
     }
 }
@@ -367,6 +372,7 @@ fn lineage(state: &ClusterState) -> Vec<LineageStatus> {
         promotion: granted.promotion,
         lost_seconds_max: granted.loss.time_max.map(|time| time.as_secs_f64()),
         lost_wal_bytes_min: granted.loss.wal_bytes_min,
+        at_unix_us: granted.at_unix_us,
     });
     links.collect()
 }

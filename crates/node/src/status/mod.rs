@@ -241,6 +241,21 @@ pub struct NodeStatus {
     /// How far apart its gate keeps releases, because exposure is near the ceiling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release_delay_seconds: Option<f64>,
+    /// Received and flushed by its standby.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive_lsn: Option<Lsn>,
+    /// PostgreSQL's `server_version_num`, such as 150018.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_version_num: Option<u32>,
+    /// When its postmaster started, microseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postmaster_start_unix_us: Option<i64>,
+    /// When the newest commit that its standby has replayed was made, by the server's wall clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replayed_commit_unix_us: Option<i64>,
+    /// Somebody has paused replay there.
+    #[serde(default)]
+    pub replay_paused: bool,
 }
 
 /// How far a long step is.
@@ -304,6 +319,9 @@ pub struct LineageStatus {
     /// WAL that was missing for certain.
     #[serde(default)]
     pub lost_wal_bytes_min: u64,
+    /// When it was reported, microseconds since the Unix epoch by the promoted node's wall clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_unix_us: Option<i64>,
 }
 
 impl ClusterStatus {

@@ -55,6 +55,7 @@ pub(crate) fn running_state() -> ClusterState {
         fork_lsn: None,
         parent: None,
         loss: LossBound::NONE,
+        at_unix_us: Some(1_699_990_000_000_000),
     };
     ClusterState {
         identity: Some(Identity {
@@ -174,7 +175,7 @@ impl Scene {
         &mut self.reports.get_mut(&node).unwrap().1
     }
 
-    fn silence(&mut self, node: NodeId) {
+    pub(crate) fn silence(&mut self, node: NodeId) {
         self.reports.get_mut(&node).unwrap().0 = NOW - Duration::from_secs(10);
     }
 }
@@ -328,6 +329,7 @@ fn full() -> ClusterStatus {
         fork_lsn: Some(Lsn(0x1_0000_0028)),
         parent: Some(scene.state.epoch),
         loss: LossBound { time_max: Some(Duration::from_secs(4)), wal_bytes_min: 700 },
+        at_unix_us: None,
     };
     scene.state.epoch = scene.state.epoch.next();
     scene.state.lineage.insert(scene.state.epoch, second);

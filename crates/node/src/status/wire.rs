@@ -91,6 +91,11 @@ impl From<&NodeStatus> for v1::NodeStatus {
             warnings: node.warnings.clone(),
             newest_receipt: node.newest_receipt.as_ref().map(Into::into),
             release_delay_seconds: node.release_delay_seconds,
+            receive_lsn: text(node.receive_lsn),
+            server_version_num: node.server_version_num,
+            postmaster_start_unix_us: node.postmaster_start_unix_us,
+            replayed_commit_unix_us: node.replayed_commit_unix_us,
+            replay_paused: node.replay_paused,
         }
     }
 }
@@ -121,6 +126,7 @@ impl From<&LineageStatus> for v1::LineageStatus {
             promotion: link.promotion.to_string(),
             lost_seconds_max: link.lost_seconds_max,
             lost_wal_bytes_min: link.lost_wal_bytes_min,
+            at_unix_us: link.at_unix_us,
         }
     }
 }
@@ -228,6 +234,11 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             warnings: node.warnings,
             newest_receipt: node.newest_receipt.map(TryInto::try_into).transpose()?,
             release_delay_seconds: node.release_delay_seconds,
+            receive_lsn: lsn("receive_lsn", node.receive_lsn)?,
+            server_version_num: node.server_version_num,
+            postmaster_start_unix_us: node.postmaster_start_unix_us,
+            replayed_commit_unix_us: node.replayed_commit_unix_us,
+            replay_paused: node.replay_paused,
         })
     }
 }
@@ -260,6 +271,7 @@ impl TryFrom<v1::LineageStatus> for LineageStatus {
             promotion: parse_promotion("promotion", &link.promotion)?,
             lost_seconds_max: link.lost_seconds_max,
             lost_wal_bytes_min: link.lost_wal_bytes_min,
+            at_unix_us: link.at_unix_us,
         })
     }
 }

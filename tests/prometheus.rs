@@ -1,0 +1,190 @@
+//! Prometheus as its users run it: the distribution's programs, the rules of `deploy/`, a real cluster.
+
+// Helpers of tests are no tests to clippy's `allow-unwrap-in-tests`.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use support::lab::{DATA, HTTP_PORT, Lab, NODES, WITNESS, ZERO};
+use support::processes::{Background, run};
+use support::wait_for;
+
+const PORT: u16 = 9090;
+
+fn deploy(path: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy")).join(path)
+}
+
+fn promtool(directory: &Path, arguments: &[&str]) -> String {
+    run(Command::new("promtool").current_dir(directory).args(arguments)).good()
+}
+
+#[test]
+fn the_rules_are_sound_and_every_alert_fires_in_a_case_of_its_own() {
+    promtool(&deploy("prometheus"), &["check", "config", "prometheus.yml"]);
+    promtool(&deploy("prometheus"), &["check", "rules", "rules/understudy.rules.yml"]);
+    promtool(&deploy("prometheus/tests"), &["test", "rules", "understudy.test.yml"]);
+    let rules = std::fs::read_to_string(deploy("prometheus/rules/understudy.rules.yml")).unwrap();
+    let cases = std::fs::read_to_string(deploy("prometheus/tests/understudy.test.yml")).unwrap();
+    let runbook = std::fs::read_to_string(deploy("../docs/runbook.md")).unwrap();
+    let alerts: Vec<&str> =
+        rules.lines().filter_map(|l| l.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() > 40, "{alerts:?}");
+    for alert in alerts {
+        assert!(cases.contains(&format!("{{alertname=\"{alert}\"")), "no case of {alert}");
+        assert!(runbook.lines().any(|line| line == format!("### {alert}")), "no entry for {alert}");
+        let anchor = format!("docs/runbook.md#{}", alert.to_lowercase());
+        assert!(rules.contains(&anchor), "{alert} does not lead to its entry");
+    }
+}
+
+/// A Prometheus that watches the lab every second, at the witness's address, with the rules as they are
+/// but for the time that a condition has to last.
+struct Prometheus {
+    process: Background,
+    host: String,
+}
+
+impl Prometheus {
+    fn start(lab: &Lab) -> Prometheus {
+        let directory = lab.root().join("prometheus");
+        std::fs::create_dir(&directory).unwrap();
+        let rules =
+            std::fs::read_to_string(deploy("prometheus/rules/understudy.rules.yml")).unwrap();
+        let at_once = rules.lines().map(|line| match line.split_once("for: ") {
+            Some((before, _)) if before.trim().is_empty() => format!("{before}for: 0s\n"),
+            _ => format!("{line}\n"),
+        });
+        std::fs::write(directory.join("rules.yml"), at_once.collect::<String>()).unwrap();
+        let example = std::fs::read_to_string(deploy("prometheus/prometheus.yml")).unwrap();
+        let mut text = example
+            .replace("rules/*.rules.yml", "rules.yml")
+            .replace("interval: 10s", "interval: 1s")
+            .replace("timeout: 5s", "timeout: 1s");
+        for name in NODES {
+            let from = format!("{name}.example.org");
+            assert!(text.contains(&from), "the example has no {from}");
+            text = text.replace(&from, lab.address(name));
+        }
+        let config = directory.join("prometheus.yml");
+        std::fs::write(&config, text).unwrap();
+        let host = lab.address(WITNESS).to_owned();
+        let mut command = Command::new("prometheus");
+        command.arg(format!("--config.file={}", config.display()));
+        command.arg(format!("--storage.tsdb.path={}", directory.join("data").display()));
+        command.arg(format!("--web.listen-address={host}:{PORT}"));
+        Prometheus { process: Background::start(&mut command), host }
+    }
+
+    fn get(&self, path: &str) -> Option<Value> {
+        let mut stream = TcpStream::connect((self.host.as_str(), PORT)).ok()?;
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {}\r\n\r\n", self.host);
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (_, body) = answer.split_once("\r\n\r\n")?;
+        let value: Value = serde_json::from_str(body).ok()?;
+        (value["status"] == "success").then(|| value["data"].clone())
+    }
+
+    /// The values of an instant query without characters that an address would have to escape.
+    fn query(&self, name: &str) -> Option<Vec<String>> {
+        let data = self.get(&format!("/api/v1/query?query={name}"))?;
+        let rows = data["result"].as_array()?.iter();
+        Some(rows.map(|row| row["value"][1].as_str().unwrap_or_default().to_owned()).collect())
+    }
+
+    fn firing(&self) -> Option<BTreeSet<String>> {
+        let data = self.get("/api/v1/alerts")?;
+        let alerts = data["alerts"].as_array()?.iter();
+        Some(alerts.filter_map(|a| Some(a["labels"]["alertname"].as_str()?.to_owned())).collect())
+    }
+
+    fn wait_for_alert(&mut self, alert: &str) {
+        wait_for(&format!("the alert {alert}"), || {
+            assert!(self.process.runs(), "Prometheus ended");
+            self.firing()?.contains(alert).then_some(())
+        });
+    }
+
+    fn wait_for_calm(&self, alert: &str) {
+        wait_for(&format!("the alert {alert} to end"), || {
+            (!self.firing()?.contains(alert)).then_some(())
+        });
+    }
+}
+
+#[test]
+fn prometheus_scrapes_every_node_and_its_alerts_follow_what_happens() {
+    let mut lab = Lab::founded(ZERO);
+    let mut prometheus = Prometheus::start(&lab);
+    wait_for("three targets that are up", || {
+        (prometheus.query("up")? == ["1", "1", "1"]).then_some(())
+    });
+    wait_for("one writable node", || {
+        (prometheus.query("cluster:understudy_node_writable:sum")? == ["1"]).then_some(())
+    });
+    // The founding counts as news of the last minutes; nothing else is to be told of a healthy cluster.
+    let tolerated: BTreeSet<String> =
+        ["UnderstudyFailoverHappened".to_owned()].into_iter().collect();
+    wait_for("a cluster of which nothing is to be told", || {
+        prometheus.firing()?.is_subset(&tolerated).then_some(())
+    });
+
+    lab.operator(&["pause", "--for", "5m", "--reason", "test"]).good();
+    prometheus.wait_for_alert("UnderstudyPausedLong");
+    lab.operator(&["resume"]).good();
+    prometheus.wait_for_calm("UnderstudyPausedLong");
+
+    lab.sql(DATA[0], "postgres", "CREATE UNLOGGED TABLE quick (n int)");
+    lab.sql(
+        DATA[0],
+        "postgres",
+        "CREATE ROLE hasty; ALTER ROLE hasty SET synchronous_commit = off",
+    );
+    prometheus.wait_for_alert("UnderstudyUngatedDefaults");
+    prometheus.wait_for_alert("UnderstudyUnloggedTables");
+
+    lab.kill_site(DATA[1]);
+    prometheus.wait_for_alert("UnderstudyDaemonDown");
+    prometheus.wait_for_alert("UnderstudyMemberSilent");
+    lab.kill_node(WITNESS);
+    prometheus.wait_for_alert("UnderstudyNoMajority");
+    prometheus.wait_for_alert("UnderstudyNoActive");
+    lab.start(WITNESS);
+    lab.start(DATA[1]);
+    lab.wait("the passive to be back", |lab| lab.writable_at(DATA[0]) || lab.writable_at(DATA[1]));
+    for alert in ["UnderstudyDaemonDown", "UnderstudyNoMajority", "UnderstudyNoActive"] {
+        prometheus.wait_for_calm(alert);
+    }
+}
+
+#[test]
+fn every_metric_has_help_and_is_used_by_a_rule_or_a_panel() {
+    let lab = Lab::founded(ZERO);
+    let rules = std::fs::read_to_string(deploy("prometheus/rules/understudy.rules.yml")).unwrap();
+    let dashboard = std::fs::read_to_string(deploy("grafana/understudy.json")).unwrap();
+    let panels: Value = serde_json::from_str(&dashboard).unwrap();
+    assert!(panels["panels"].as_array().is_some_and(|panels| panels.len() > 20));
+    let mut names = BTreeSet::new();
+    for node in NODES {
+        let (code, text) = lab.get(node, "/metrics").unwrap();
+        assert_eq!(code, 200, "{}:{HTTP_PORT}", lab.address(node));
+        for line in text.lines().filter(|line| line.starts_with("# TYPE understudy_")) {
+            let name = line.split(' ').nth(2).unwrap().to_owned();
+            assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
+            names.insert(name);
+        }
+    }
+    assert!(names.len() > 50, "{names:?}");
+    let used = |name: &&String| rules.contains(name.as_str()) || dashboard.contains(name.as_str());
+    let unused: Vec<_> = names.iter().filter(|name| !used(name)).collect();
+    assert!(unused.is_empty(), "used by no rule and no panel: {unused:?}");
+}
