@@ -28,9 +28,12 @@ impl World {
             quorums: &written.permit.quorums,
         };
         let late = self.now > written.decided_at + self.plan.write_delay_max;
-        // What was durable when it was decided may be gone when a frozen process writes at last: an operator
-        // may have accepted that loss meanwhile.
-        let durable = if late { written.durable.clone() } else { self.durable_everywhere() };
+        // What was durable when it was decided may be gone when it is written: a journal was lost, or an
+        // operator has accepted the loss of what a frozen process writes at last.
+        let mut durable = self.durable_everywhere();
+        for (node, then) in &written.durable {
+            durable.entry(*node).and_modify(|now| *now = (*now).max(*then)).or_insert(*then);
+        }
         let same = state.epoch == written.epoch && state.phase == Phase::Running;
         let eligible: Vec<NodeId> = match same {
             true => state.durability.eligible.iter().copied().collect(),
@@ -101,7 +104,8 @@ impl World {
             let spoiled = data.present && data.incomplete;
             let fork = machine.postgres.data.fork().filter(|_| spoiled).unwrap_or(0);
             let copied = copied.map_or(fork, |last| last.end);
-            told.max(other.durable_lsn()).0.max(copied)
+            let then = written.durable.get(id).map_or(0, |then| then.0);
+            told.max(other.durable_lsn()).0.max(copied).max(then)
         };
         let permit = &written.permit;
         let best = || source.receivers.keys().map(known).max();
