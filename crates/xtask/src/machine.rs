@@ -88,6 +88,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("chromium", "chromium"),
+    ("python3", "python3"),
 ];
 
 /// Finds what the tests put beside a cluster: a load balancer, a monitor, a browser; or installs it.

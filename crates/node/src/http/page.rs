@@ -37,3 +37,20 @@ const FILES: &[File] = &[
 pub(super) fn file(path: &str) -> Option<&'static File> {
     FILES.iter().find(|file| file.path == path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_the_page_is_served_under_the_policy_that_its_tests_use() {
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/src/http/page");
+        for entry in std::fs::read_dir(directory).unwrap().flatten() {
+            let name = entry.file_name().into_string().unwrap();
+            let path = if name == "index.html" { "/ui".to_owned() } else { format!("/ui/{name}") };
+            assert!(file(&path).is_some(), "{path}");
+        }
+        let driver = include_str!("../../../../tests/page/run.py");
+        assert!(driver.contains(&format!("POLICY = \"{CONTENT_SECURITY_POLICY}\"")));
+    }
+}
