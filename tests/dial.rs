@@ -34,7 +34,11 @@ fn writer(lab: &Lab, site: &str) -> Background {
 
 /// Turns the dial and waits until it is in force.
 fn turn(lab: &mut Lab, mode: &str) {
-    lab.operator(&["rpo", "set", mode, "--reason", "a test", "--wait", "--timeout=60s"]).good();
+    lab.person(
+        "administrator",
+        &["rpo", "set", mode, "--reason", "a test", "--wait", "--timeout=60s"],
+    )
+    .good();
     lab.wait("the mode to show as in force", |lab| {
         lab.status().is_some_and(|s| s["durability"] == mode && s["dial"]["mode"] == mode)
     });
@@ -51,9 +55,11 @@ fn the_dial_is_turned_under_load_and_in_zero_the_loss_of_the_site_loses_no_ackno
     lab.sql(lost, "postgres", "CREATE TABLE kept (n int PRIMARY KEY)");
     let mut writer = writer(&lab, lost);
 
-    let planned = lab.operator(&["rpo", "set", "zero", "--reason", "a test", "--dry-run"]).good();
+    let planned = lab
+        .person("administrator", &["rpo", "set", "zero", "--reason", "a test", "--dry-run"])
+        .good();
     assert!(planned.contains("strengthened"), "{planned}");
-    let same = lab.operator(&["rpo", "set", "bounded", "--reason", "a test"]);
+    let same = lab.person("administrator", &["rpo", "set", "bounded", "--reason", "a test"]);
     assert_eq!(same.status.code(), Some(3), "{same:#?}");
     for mode in ["zero", "best-effort", "zero"] {
         turn(&mut lab, mode);
@@ -93,7 +99,7 @@ fn a_passive_that_missed_commits_is_refused_until_an_operator_accepts_the_stated
     let [lost, heir] = DATA;
     lab.sql(lost, "postgres", "CREATE TABLE kept AS SELECT generate_series(1, 100) AS n");
     let set = ["rpo", "set", "--on-passive-loss=degrade", "--reason", "a test", "--wait"];
-    lab.operator(&set).good();
+    lab.person("administrator", &set).good();
 
     lab.kill_site(heir);
     lab.wait("the weakening to be recorded", |lab| {
@@ -130,10 +136,14 @@ fn a_passive_that_missed_commits_is_refused_until_an_operator_accepts_the_stated
     let accept = |lab: &Lab, epoch: &str, figure: &str| {
         let mut order = vec!["failover", "--to", heir, "--yes", "--wait", "--reason", "a test"];
         order.extend(["--epoch", epoch, "--accept-loss", figure]);
-        lab.operator(&order)
+        lab.person("break-glass", &order)
     };
     let plain = lab.operator(&["failover", "--to", heir, "--reason", "a test", "--yes"]);
     assert_eq!(plain.status.code(), Some(3), "{plain:#?}");
+    let mut order = vec!["failover", "--to", heir, "--yes", "--reason", "a test"];
+    order.extend(["--epoch", epoch, "--accept-loss", figure]);
+    let weak = lab.person("administrator", &order);
+    weak.refused_with(&["break-glass"]);
     let less = accept(&lab, epoch, "1s");
     assert_eq!(less.status.code(), Some(3), "{less:#?}");
     less.refused_with(&["bytes of WAL", "only 1.0s of commits is accepted"]);

@@ -6,7 +6,9 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
@@ -28,14 +30,19 @@ use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse
 
 /// Ordinary TLS: the cluster's authority is trusted, and the certificate must be of `host`.
 async fn channel(lab: &Lab, role: &str, host: String) -> Channel {
-    let contexts = lab.cluster_dir().join("contexts");
-    let read = |file: &str| CertificateDer::from_pem_file(contexts.join(file)).unwrap();
+    let own = lab.cluster_dir().join("contexts").join(role);
+    channel_with(lab, &own, host).await
+}
+
+/// The same with the certificate and key of this path, but for the ending.
+async fn channel_with(lab: &Lab, own: &Path, host: String) -> Channel {
+    let read = |file: &Path| CertificateDer::from_pem_file(file).unwrap();
     let mut roots = RootCertStore::empty();
-    roots.add(read("ca.pem")).unwrap();
-    let key = PrivateKeyDer::from_pem_file(contexts.join(format!("{role}.key"))).unwrap();
+    roots.add(read(&lab.cluster_dir().join("contexts/ca.pem"))).unwrap();
+    let key = PrivateKeyDer::from_pem_file(own.with_extension("key")).unwrap();
     let mut config = ClientConfig::builder()
         .with_root_certificates(roots)
-        .with_client_auth_cert(vec![read(&format!("{role}.pem"))], key)
+        .with_client_auth_cert(vec![read(&own.with_extension("pem"))], key)
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let tls = TlsConnector::from(Arc::new(config));
@@ -128,7 +135,12 @@ async fn call(channel: &Channel, method: &MethodDescriptor) -> Result<DynamicMes
     let path = path.parse().unwrap();
     let request = Request::new(DynamicMessage::new(method.input()));
     let codec = Learnt(method.output());
-    if method.is_server_streaming() {
+    if method.is_client_streaming() {
+        let message = Request::new(tokio_stream::once(request.into_inner()));
+        let mut answers = client.streaming(message, path, codec).await?.into_inner();
+        let none = || Err(Status::ok("no answer"));
+        answers.next().await.unwrap_or_else(none)
+    } else if method.is_server_streaming() {
         let mut answers = client.server_streaming(request, path, codec).await?.into_inner();
         answers.next().await.unwrap()
     } else {
@@ -169,4 +181,57 @@ fn a_client_that_knows_nothing_of_us_lists_and_calls_every_method_through_reflec
         assert_eq!(of("understudy.v1.Admin.Failover").1, Code::PermissionDenied);
         assert_eq!(of("grpc.health.v1.Health.Check").1, Code::Ok);
     });
+}
+
+/// The cells of docs/access.md: method, and for each caller whether they may.
+fn matrix() -> Vec<(String, Vec<bool>)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/access.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| ") && line.contains('/'));
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let service = if cells[0].starts_with("grpc.") { "" } else { "understudy.v1." };
+        let method = format!("{service}{}", cells[0].replace('/', "."));
+        (method, cells[1..].iter().map(|cell| *cell == "yes").collect())
+    };
+    rows.map(row).collect()
+}
+
+#[test]
+fn every_caller_may_call_what_the_documented_table_says_and_nothing_else() {
+    let lab = Lab::founded(ZERO);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let matrix = matrix();
+    let refused = runtime.block_on(async {
+        let viewer = channel(&lab, "viewer", DATA[0].to_owned()).await;
+        let (_, pool) = learn(&viewer).await;
+        let node = lab.node_dir(DATA[1]).join("tls/node");
+        let mut refused = 0;
+        let callers = ["node", "viewer", "operator", "administrator", "break-glass"];
+        for (place, caller) in callers.into_iter().enumerate() {
+            let channel = match caller {
+                "node" => channel_with(&lab, &node, DATA[0].to_owned()).await,
+                role => channel(&lab, role, DATA[0].to_owned()).await,
+            };
+            for (name, cells) in &matrix {
+                let (service, method) = name.rsplit_once('.').unwrap();
+                let Some(service) = pool.get_service_by_name(service) else {
+                    // Of the two versions of reflection the older one is not listed.
+                    assert!(service.contains("v1alpha"), "{service} is not listed");
+                    continue;
+                };
+                let method = service.methods().find(|found| found.name() == method).unwrap();
+                // Some wait for more before they answer: then they have let the caller in.
+                let patience = Duration::from_secs(3);
+                let answer = tokio::time::timeout(patience, call(&channel, &method)).await;
+                let denied =
+                    matches!(&answer, Ok(Err(status)) if status.code() == Code::PermissionDenied);
+                assert_eq!(!denied, cells[place], "{caller} calls {name}: {answer:?}");
+                refused += usize::from(denied);
+            }
+        }
+        refused
+    });
+    assert!(matrix.len() > 30 && refused > 50, "{} rows, {refused} refusals", matrix.len());
+    assert!(lab.status().unwrap()["operations"].as_array().unwrap().is_empty());
 }

@@ -544,10 +544,10 @@ impl Lab {
 
     // --- operator and SQL
 
-    /// A verb of the program, as an operator, with what it said.
+    /// A verb of the program, as an administrator, with what it said.
     pub(crate) fn operator(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.arg("--context").arg(self.root.join("cluster/contexts/operator.toml"));
+        command.arg("--context").arg(self.root.join("cluster/contexts/administrator.toml"));
         command.args(arguments);
         command
     }

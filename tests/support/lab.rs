@@ -335,10 +335,13 @@ impl Lab {
 
     /// A verb of the program, as an operator.
     pub(crate) fn operator(&self, arguments: &[&str]) -> Ended {
-        let mut verb = Command::new(BINARY);
-        verb.args(arguments);
-        verb.env("UNDERSTUDY_CONTEXT", self.cluster_dir().join("contexts/operator.toml"));
-        run(&mut verb)
+        self.person("operator", arguments)
+    }
+
+    /// The same as a person with this role.
+    pub(crate) fn person(&self, role: &str, arguments: &[&str]) -> Ended {
+        let context = self.cluster_dir().join(format!("contexts/{role}.toml"));
+        run(Command::new(BINARY).args(arguments).env("UNDERSTUDY_CONTEXT", context))
     }
 
     /// A program of PostgreSQL's at a node's server, over its Unix socket, as the superuser.

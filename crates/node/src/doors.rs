@@ -23,6 +23,7 @@ use understudy_shipping::tunnel::TunnelTarget;
 use understudy_transport::{IncarnationDoor, Listener};
 use understudy_types::{Clock, NodeId, NodeName};
 
+use crate::access::AccessDoor;
 use crate::admin::{
     AdminContext, AdminService, OperationError, Operations, admin_routes, report_health,
 };
@@ -151,6 +152,7 @@ pub(crate) async fn serve(
         superseded.heard(from.as_str(), newer);
     });
     understudy_transport::server()
+        .layer(AccessDoor)
         .layer(door)
         .add_routes(routes)
         .serve_with_incoming_shutdown(grpc.incoming(), shutdown.cancelled_owned())

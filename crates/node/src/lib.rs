@@ -1,5 +1,6 @@
 //! The daemon: configuration, the loop that owns the core, its executor, services and telemetry.
 
+pub mod access;
 pub mod admin;
 pub mod config;
 pub mod daemon;

@@ -86,7 +86,10 @@ async fn open() -> Door {
     let any = "127.0.0.1:0".parse().unwrap();
     let listener = Listener::bind(any, &north, ListenOptions::default()).await.unwrap();
     let address = listener.local_addr();
-    let serving = server().add_routes(routes).serve_with_incoming(listener.incoming());
+    let serving = server()
+        .layer(crate::access::AccessDoor)
+        .add_routes(routes)
+        .serve_with_incoming(listener.incoming());
     tokio::spawn(async move { serving.await.unwrap() });
     Door { dir, authority, address, log, status }
 }
