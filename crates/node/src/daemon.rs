@@ -44,6 +44,7 @@ use crate::recorder::{LastWordsCell, Recorder, RecorderOptions};
 use crate::recovery::{self, Superseded};
 use crate::reports::{self, Board};
 use crate::retention;
+use crate::service_manager;
 
 /// The node cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -400,6 +401,7 @@ async fn wait_for_end(
             Err(RunError::Fatal(why))
         }
     };
+    service_manager::stopping();
     tracing::info!("stopping; PostgreSQL is left to the next daemon, or to the guardian");
     // While it is still served: the new leader needs this node's vote, or at least its log.
     if outcome.is_ok()

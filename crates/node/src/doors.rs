@@ -41,6 +41,7 @@ use crate::peer_service::PeerService;
 use crate::receipts::{ReceiptsService, divergent_dir};
 use crate::recovery::{OPEN_PATHS, RecoveryService, Superseded};
 use crate::reports::Board;
+use crate::service_manager::{self, StatusLine};
 use crate::status::{ClusterStatus, StatusBuilder, StatusInputs, Writability, WritabilityFn};
 use crate::wal_files::WalFilesService;
 use crate::wal_service::WalService;
@@ -147,6 +148,9 @@ pub(crate) async fn serve(
         None => routes,
     };
     tracing::info!(grpc = %grpc.local_addr(), http = %doors.config.listen_http, "doors open");
+    let last_turn_ns = doors.shared.last_turn_ns.clone();
+    tokio::spawn(service_manager::feed_watchdog(last_turn_ns, doors.clock.clone()));
+    service_manager::ready();
     let superseded = doors.superseded.clone();
     let door = IncarnationDoor::new(superseded.own, OPEN_PATHS, move |from, newer| {
         superseded.heard(from.as_str(), newer);
@@ -228,6 +232,7 @@ async fn wait_for_first(doors: &Doors) -> ClusterStatus {
 async fn publish(doors: Doors, publisher: watch::Sender<Arc<ClusterStatus>>) {
     let mut builder = StatusBuilder::default();
     let mut recorder = StatusMetrics::default();
+    let mut line = StatusLine::default();
     let started = Instant::now();
     let mut ticks = tokio::time::interval(PUBLISH_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -252,6 +257,7 @@ async fn publish(doors: Doors, publisher: watch::Sender<Arc<ClusterStatus>>) {
             last_late_release_at: cell.last_late_release.map(|late| late.at),
         };
         recorder.record(&status, &local);
+        line.tell(&status);
         doors.record_compression();
         if publisher.send(Arc::new(status)).is_err() {
             return;

@@ -26,5 +26,6 @@ mod peer_service;
 mod recorder;
 mod reports;
 mod retention;
+mod service_manager;
 mod telemetry;
 mod wal_service;

@@ -186,6 +186,10 @@ impl GuardianLink {
             .arg(&self.options.data_dir)
             .args(["--owner-uid", &owner.uid.to_string(), "--owner-gid", &owner.gid.to_string()])
             .current_dir(dir)
+            // The service manager's watchdog is the daemon's affair.
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
