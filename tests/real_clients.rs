@@ -51,6 +51,19 @@ fn libpq_and_load_balancers_find_the_active_before_and_after_a_failover() {
     assert_eq!(lab.who_says_yes("/primary"), [second]);
     assert_eq!(lab.who_says_yes("/replica"), [first]);
     assert_eq!(read_write_server(&lab).as_deref(), Some(lab.address(second)));
+
+    // What patronictl's users type.
+    let list = lab.operator(&["list", "-f", "tsv"]).good();
+    let role = |name: &str| {
+        let line = list.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split('\t').nth(2).unwrap().to_owned()
+    };
+    assert_eq!((role(first), role(second)), ("Sync Standby".to_owned(), "Leader".to_owned()));
+    let history = lab.operator(&["history", "-f", "tsv"]).good();
+    assert_eq!(history.lines().count(), 2, "{history}");
+    assert!(history.ends_with(&format!("\t{second}\n")), "{history}");
+    assert!(lab.operator(&["topology"]).good().contains(&format!("\n+ {first}")));
+    assert!(lab.operator(&["show-config"]).good().contains("mode: zero"));
 }
 
 #[test]

@@ -6,8 +6,10 @@ mod config_command;
 mod context;
 mod demo;
 mod init;
+mod manual;
 mod operate;
 mod output;
+mod patroni;
 mod receipt;
 mod recover;
 mod replay;
@@ -20,7 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 
 use context::ContextArgs;
 
@@ -62,8 +64,15 @@ enum Verb {
     /// Watch a whole cluster on this machine lose a site and go on.
     Demo(demo::Args),
     /// Show the cluster: who is active, how far the others are behind, what would happen next.
-    #[command(visible_alias = "list")]
     Status(status::StatusArgs),
+    /// List the nodes in patronictl's columns.
+    List(patroni::ListArgs),
+    /// The same, each passive below the active.
+    Topology(patroni::ListArgs),
+    /// List the promotions: timeline left, where, when, and who came next.
+    History(patroni::ListArgs),
+    /// Show what the cluster has agreed on.
+    ShowConfig(ShowConfigArgs),
     /// Make another node active now.
     Failover(operate::FailoverArgs),
     /// Make another node active with the active's help, losing nothing.
@@ -89,6 +98,10 @@ enum Verb {
     Guard(GuardArgs),
     /// Print the program's version.
     Version,
+    /// Print what a shell needs to complete verbs and flags.
+    Completions(manual::CompletionsArgs),
+    /// Write the manual's pages.
+    Man(manual::ManArgs),
 }
 
 /// What the daemon is told; everything else is in its configuration.
@@ -97,6 +110,14 @@ struct RunArgs {
     /// The node's TOML file (`understudy init` wrote one for each node).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+/// How the configuration is printed.
+#[derive(Debug, clap::Args)]
+struct ShowConfigArgs {
+    /// How it is printed; text is YAML.
+    #[arg(long, short, value_enum, default_value_t = output::Output::Text)]
+    output: output::Output,
 }
 
 /// What the daemon tells its guardian at the start; the deadline comes over a socket.
@@ -138,6 +159,12 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
             runtime.block_on(demo::run(args))
         }
         Verb::Status(args) => client(status::run(&context.load()?, &args)),
+        Verb::List(args) => client(patroni::list(&context.load()?, &args, false)),
+        Verb::Topology(args) => client(patroni::list(&context.load()?, &args, true)),
+        Verb::History(args) => client(patroni::history(&context.load()?, &args)),
+        Verb::ShowConfig(args) => client(patroni::show_config(&context.load()?, args.output)),
+        Verb::Completions(args) => manual::completions(Arguments::command(), &args),
+        Verb::Man(args) => manual::man(Arguments::command(), &args),
         Verb::Failover(args) => client(operate::failover(&context.load()?, &args)),
         Verb::Switchover(args) => client(switchover::run(&context.load()?, &args)),
         Verb::Rpo(args) => client(rpo::run(&context.load()?, &args)),
@@ -189,6 +216,14 @@ mod tests {
             "understudy --context c.toml status --watch --output json",
             "understudy status --context c.toml",
             "understudy list",
+            "understudy list -f tsv -w 5",
+            "understudy list --output json",
+            "understudy topology -W",
+            "understudy history --format yaml",
+            "understudy show-config -o json",
+            "understudy status --output yaml",
+            "understudy completions bash",
+            "understudy man --dir /m",
             "understudy failover --to south --reason storm --yes --wait",
             "understudy failover --to south --accept-loss 14s --epoch 3 --reason storm --yes",
             "understudy failover --accept-loss any --accept-loss-bytes 9 --epoch 1.3 --reason storm",
@@ -249,6 +284,8 @@ mod tests {
             "understudy rpo set some --reason x",
             "understudy rpo set bounded --on-passive-loss panic --reason x",
             "understudy operation seven",
+            "understudy list --watch 0",
+            "understudy completions cmd",
             "understudy replay",
             "understudy replay t.trace --from noon",
             "understudy receipt",

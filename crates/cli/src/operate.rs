@@ -330,7 +330,9 @@ fn confirm(status: &ClusterStatus, to: Option<&str>) -> anyhow::Result<()> {
 
 pub(crate) fn show(operation: &OperationView, output: Output) -> anyhow::Result<()> {
     let text = match output {
-        Output::Json => json!({ "version": 1, "operation": operation }).to_string() + "\n",
+        Output::Json | Output::Yaml => {
+            output.data(&json!({ "version": 1, "operation": operation }))
+        }
         Output::Text => render(operation),
     };
     output::print(&text)?;

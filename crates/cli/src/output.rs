@@ -26,6 +26,24 @@ pub(crate) enum Output {
     Text,
     /// For programs; has a `version`.
     Json,
+    /// The same as YAML, a document each.
+    Yaml,
+}
+
+impl Output {
+    /// Data in the form for programs that was asked for: JSON in one line, or a document of YAML.
+    pub(crate) fn data(self, value: &impl serde::Serialize) -> String {
+        // Plain data with text keys; nothing in it can fail to be written.
+        match self {
+            Output::Yaml => {
+                let text = serde_yaml_ng::to_string(value).expect("plain data with text keys");
+                format!("---\n{text}")
+            }
+            Output::Text | Output::Json => {
+                serde_json::to_string(value).expect("plain data with text keys") + "\n"
+            }
+        }
+    }
 }
 
 /// Prints an error with everything that it comes from, and says how to exit.

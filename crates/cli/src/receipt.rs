@@ -265,7 +265,7 @@ async fn get(
 
 fn show_list(found: &[ReceiptSummary], output: Output) -> anyhow::Result<()> {
     let text = match output {
-        Output::Json => json!({ "version": 1, "receipts": found }).to_string() + "\n",
+        Output::Json | Output::Yaml => output.data(&json!({ "version": 1, "receipts": found })),
         Output::Text if found.is_empty() => "no loss receipts\n".to_owned(),
         Output::Text => found.iter().map(line).collect(),
     };
@@ -286,7 +286,7 @@ fn line(summary: &ReceiptSummary) -> String {
 
 fn show_receipt(receipt: &Receipt, output: Output) -> anyhow::Result<()> {
     let text = match output {
-        Output::Json => serde_json::to_string(receipt)? + "\n",
+        Output::Json | Output::Yaml => output.data(receipt),
         Output::Text => receipts::render(receipt),
     };
     output::print(&text)?;

@@ -91,12 +91,12 @@ pub(crate) async fn run(args: &RecoverArgs) -> anyhow::Result<ExitCode> {
         let from = plan.from.map(|from| from.to_string());
         let done = !args.dry_run;
         let text = match args.output {
-            Output::Json => {
+            Output::Json | Output::Yaml => {
                 let to = plan.to.to_string();
                 let heard = &plan.heard_from;
-                json!({ "version": 1, "done": done, "from": from, "to": to, "heard_from": heard })
-                    .to_string()
-                    + "\n"
+                args.output.data(&json!({
+                    "version": 1, "done": done, "from": from, "to": to, "heard_from": heard
+                }))
             }
             Output::Text => {
                 let would = if done { "is" } else { "would be" };
@@ -126,9 +126,9 @@ pub(crate) async fn run(args: &RecoverArgs) -> anyhow::Result<ExitCode> {
         made = Some(incarnation.to_string());
     }
     match (args.output, made) {
-        (Output::Json, made) => {
+        (Output::Json | Output::Yaml, made) => {
             let all = json!({ "version": 1, "statement": statement, "incarnation": made });
-            output::print(&(all.to_string() + "\n"))?;
+            output::print(&args.output.data(&all))?;
         }
         (Output::Text, Some(made)) => output::print(&format!(
             "\n{name} is the only member of incarnation {made}.\n\

@@ -136,7 +136,7 @@ fn show(args: &ReplayArgs, sum: &mut Sum, found: &[Finding]) -> anyhow::Result<(
         }
         let text = match args.output {
             Output::Text => text(finding),
-            Output::Json => format!("{}\n", object(finding)),
+            Output::Json | Output::Yaml => args.output.data(&object(finding)),
         };
         output::print(&text)?;
     }
@@ -262,7 +262,7 @@ fn turn_object(kind: &str, turn: &Turn) -> serde_json::Value {
 fn show_end(args: &ReplayArgs, replay: &Replay, sum: &Sum) -> anyhow::Result<()> {
     let end = replay.end();
     let text = match (args.output, &end) {
-        (Output::Json, _) => {
+        (Output::Json | Output::Yaml, _) => {
             let end = json!({
                 "kind": "end",
                 "event_count": sum.events_count,
@@ -272,7 +272,7 @@ fn show_end(args: &ReplayArgs, replay: &Replay, sum: &Sum) -> anyhow::Result<()>
                 "verdict": end.as_ref().map(|end| &end.verdict),
                 "core": end.as_ref().map(|end| &end.core),
             });
-            format!("{end}\n")
+            args.output.data(&end)
         }
         (Output::Text, None) => format!("== {} events replayed; ends in a gap\n", sum.events_count),
         (Output::Text, Some(end)) => {

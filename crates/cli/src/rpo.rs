@@ -86,18 +86,14 @@ pub(crate) async fn run(context: &Context, args: &RpoArgs) -> anyhow::Result<Exi
 
 fn show(status: &ClusterStatus, output: Output) -> anyhow::Result<ExitCode> {
     let text = match output {
-        Output::Json => {
-            json!({
-                "version": 1,
-                "wanted": status.dial,
-                "in_force": status.durability,
-                "lifted": status.durability_lifted,
-                "exposure_seconds": status.exposure_seconds,
-                "exposure_bytes": status.exposure_bytes,
-            })
-            .to_string()
-                + "\n"
-        }
+        Output::Json | Output::Yaml => output.data(&json!({
+            "version": 1,
+            "wanted": status.dial,
+            "in_force": status.durability,
+            "lifted": status.durability_lifted,
+            "exposure_seconds": status.exposure_seconds,
+            "exposure_bytes": status.exposure_bytes,
+        })),
         Output::Text => render(status),
     };
     output::print(&text)?;

@@ -88,7 +88,7 @@ async fn ask(context: &Context, node: &ContextNode) -> Result<ClusterStatus, Str
 
 fn show(status: &ClusterStatus, output: Output, clear: &str) -> anyhow::Result<()> {
     let text = match output {
-        Output::Json => serde_json::to_string(status)? + "\n",
+        Output::Json | Output::Yaml => output.data(status),
         Output::Text => format!("{clear}{}", render(status, output::colours())),
     };
     output::print(&text)?;
@@ -142,7 +142,7 @@ fn write_verdict(text: &mut String, status: &ClusterStatus, colours: bool) -> st
     let mark = paint(mark, colour, colours);
     writeln!(text, "automatic failover: {mark}, {}", status.failover.words)?;
     if let Some(command) = &status.failover.accept_command {
-        writeln!(text, "an operator may accept the loss: {command}")?;
+        writeln!(text, "the role break-glass may accept the loss: {command}")?;
     }
     if let Some(line) = status.lineage.last().and_then(lost_with) {
         writeln!(text, "{line}")?;
@@ -310,10 +310,10 @@ pub(crate) fn moment(unix_us: i64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn sample() -> ClusterStatus {
+    pub(crate) fn sample() -> ClusterStatus {
         let text = r#"{
             "version": 1, "cluster": "6f1a2b3c-0000-4000-8000-0123456789ab",
             "answered_by": "south", "at_unix_us": 1700000000000000, "leader": "witness",

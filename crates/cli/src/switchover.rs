@@ -110,7 +110,9 @@ async fn dry_run(
         other => other,
     })?;
     let text = match output {
-        Output::Json => json!({ "version": 1, "plan": json_of(&plan) }).to_string() + "\n",
+        Output::Json | Output::Yaml => {
+            output.data(&json!({ "version": 1, "plan": json_of(&plan) }))
+        }
         Output::Text => render(&plan),
     };
     output::print(&text)?;

@@ -30,6 +30,8 @@ use lab::Lab;
 use scene::Scene;
 use screen::{Manner, Screen, lock};
 
+use crate::output::Output;
+
 /// Starts two sites and a witness on this machine, writes to them, and shows the loss of a site.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -99,12 +101,6 @@ enum Profile {
     Fast,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
 /// Runs the demo to its end and prints the account. Success means that everything promised was kept.
 ///
 /// # Errors
@@ -114,7 +110,7 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode> {
         lab::remove_directory(directory)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let manner = Manner::choose(args.output == Output::Json, args.plain);
+    let manner = Manner::choose(args.output != Output::Text, args.plain);
     let plan = Plan {
         mode: args.mode.into(),
         tenants_count: args.tenants,
@@ -186,7 +182,7 @@ fn conclude(result: Result<Account>, mut director: Director, args: &Args) -> Res
         eprintln!("{}", director.lab.log_tails(30));
     }
     match args.output {
-        Output::Json => println!("{}", serde_json::to_string(&account)?),
+        Output::Json | Output::Yaml => print!("{}", args.output.data(&account)),
         Output::Text => print!("{}", account.text()),
     }
     Ok(if account.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })

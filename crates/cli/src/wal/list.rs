@@ -89,9 +89,9 @@ async fn list(
 
 fn show(listed: &[Listed], troubles: &[String], output: Output) -> anyhow::Result<()> {
     let text = match output {
-        Output::Json => {
+        Output::Json | Output::Yaml => {
             let files: Vec<Value> = listed.iter().map(as_json).collect();
-            json!({ "version": 1, "files": files, "troubles": troubles }).to_string() + "\n"
+            output.data(&json!({ "version": 1, "files": files, "troubles": troubles }))
         }
         Output::Text => {
             let head = ["NODE", "PLACE", "NAME", "KIND", "FROM", "TO", "BYTES", "MODIFIED"];

@@ -76,13 +76,13 @@ impl Progress {
                 let (rate, place) = (size(rate as u64), &place.place);
                 eprintln!("{name} {place}: {done} of {total}, {rate} a second, {left:.0} s left");
             }
-            Output::Json => {
+            Output::Json | Output::Yaml => {
                 let line = json!({
                     "event": "progress", "node": name, "place": place.place,
                     "done_bytes": place.done_bytes, "total_bytes": place.total_bytes,
                     "bytes_per_second": rate, "seconds_left": left,
                 });
-                output::print(&(line.to_string() + "\n"))?;
+                output::print(&self.output.data(&line))?;
             }
         }
         Ok(())

@@ -23,9 +23,9 @@ pub(super) async fn run(context: &Context, output: Output) -> anyhow::Result<Exi
     let ask = nodes.iter().map(|node| async { (node.name.clone(), node.status(context).await) });
     let answers: Vec<Answer> = join_all(ask).await;
     let text = match output {
-        Output::Json => {
+        Output::Json | Output::Yaml => {
             let nodes: Vec<Value> = answers.iter().map(as_json).collect();
-            json!({ "version": 1, "nodes": nodes }).to_string() + "\n"
+            output.data(&json!({ "version": 1, "nodes": nodes }))
         }
         Output::Text => render(&answers, output::colours()),
     };

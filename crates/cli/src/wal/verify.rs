@@ -45,7 +45,7 @@ impl Screen {
 
     fn take(&mut self, node: usize, message: v1::VerifyWalResponse) -> ControlFlow<()> {
         let line = match (self.output, &message.step) {
-            (Output::Json, Some(step)) => self.line(node, &message.place, step),
+            (Output::Json | Output::Yaml, Some(step)) => self.line(node, &message.place, step),
             _ => None,
         };
         self.report.take(node, message);
@@ -80,7 +80,7 @@ impl Screen {
             }),
             _ => return None,
         };
-        Some(line.to_string() + "\n")
+        Some(self.output.data(&line))
     }
 
     fn end(self) -> anyhow::Result<ExitCode> {
@@ -89,7 +89,7 @@ impl Screen {
             return Err(error.into());
         }
         let text = match self.output {
-            Output::Json => self.report.as_json().to_string() + "\n",
+            Output::Json | Output::Yaml => self.output.data(&self.report.as_json()),
             Output::Text => self.report.render(),
         };
         output::print(&text)?;
