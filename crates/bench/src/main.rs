@@ -4,6 +4,7 @@
 //! within one round: a machine that is busy for a while is busy for all of them. Nothing here is a test;
 //! what must hold is tested elsewhere.
 
+mod health;
 mod postgres;
 mod statistics;
 mod usage;
@@ -25,6 +26,8 @@ struct Cli {
 enum Subject {
     /// The WAL path beside PostgreSQL's own replication: commits under load, and catching up.
     Wal(wal::Options),
+    /// The HTTP door of a running node, beside clients that are stuck.
+    Health(health::Options),
     /// One side of the path as a process of its own, so that its cost can be told from the other's.
     #[command(hide = true)]
     Source {
@@ -42,6 +45,7 @@ enum Subject {
 fn main() -> ExitCode {
     let result = match Cli::parse().subject {
         Subject::Wal(options) => wal::run(&options),
+        Subject::Health(options) => health::run(&options),
         Subject::Source { task } => wal::source(&task),
         Subject::Receiver { task } => wal::receiver(&task),
     };

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -108,6 +109,7 @@ pub fn run(config_path: &Path) -> Result<(), RunError> {
         tracing::warn!(warning, "configuration");
     }
     understudy_shipping::memory::keep_freed_memory();
+    allow_many_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
         .thread_name("understudy-main")
@@ -118,6 +120,17 @@ pub fn run(config_path: &Path) -> Result<(), RunError> {
     // Streams that clients hold open must not hold the end up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
+}
+
+/// Raises the soft limit on open files to the hard one: the doors alone may have thousands of connections,
+/// and the usual soft limit of 1024 is for programs that use select(2).
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+    {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
 }
 
 /// A panic is a broken invariant, in whichever task: the design is safe when the process stops.

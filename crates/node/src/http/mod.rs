@@ -46,7 +46,10 @@ use tls::TlsNow;
 pub use tls::HttpTlsError;
 
 /// Connections at the same time; beyond it the one that has been idle longest is closed for a new one.
-const CONNECTIONS_MAX: usize = 512;
+const CONNECTIONS_MAX: usize = 2048;
+/// Connections that the kernel holds until they are accepted. With the 128 that the standard library asks
+/// for, a thousand checks a second lost one now and then, to come back a second later.
+const BACKLOG: i32 = 1024;
 /// How long a client may take to send a request, counted also while it is idle, and for a TLS handshake.
 const REQUEST_READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may live; whoever reads its answers that slowly has to come back.
@@ -117,6 +120,8 @@ impl HttpDoor {
     pub fn bind(address: SocketAddr, config: &HttpConfig) -> Result<HttpDoor, HttpError> {
         let bind = || {
             let tcp = StdListener::bind(address)?;
+            // Once more, for the longer queue.
+            rustix::net::listen(&tcp, BACKLOG)?;
             tcp.set_nonblocking(true)?;
             let address = tcp.local_addr()?;
             Ok((tcp, address))
@@ -160,13 +165,22 @@ impl HttpDoor {
     /// # Errors
     /// When the listener cannot be given to the runtime.
     pub async fn serve(self, state: HttpState, shutdown: CancellationToken) -> io::Result<()> {
+        self.serve_at_most(CONNECTIONS_MAX, state, shutdown).await
+    }
+
+    async fn serve_at_most(
+        self,
+        connections_max: usize,
+        state: HttpState,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
         let tcp = TcpListener::from_std(self.tcp)?;
         let tls = self.tls.map(|(files, sender, now)| {
             tokio::spawn(tls::follow(files, sender, shutdown.clone()));
             now
         });
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let connections = Connections::new(CONNECTIONS_MAX);
+        let connections = Connections::new(connections_max);
         let asked = Arc::new(Asked { state, scheme, connections: connections.clone() });
         loop {
             let accepted = tokio::select! {
