@@ -8,7 +8,6 @@ mod support;
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -68,28 +67,38 @@ impl Balancer {
     }
 }
 
+/// Ends the writer, also when the test fails meanwhile.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Writes through the load balancer, a session a write, until it is told to stop; the longest span
 /// between two that were confirmed.
 fn longest_outage(balancer: &Balancer, during: impl FnOnce()) -> Duration {
-    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
             // One more is waited for at the end: the longest span may be the last one.
             loop {
-                let ending = stop.load(Ordering::Relaxed);
-                if balancer.writes_at().is_some() {
+                let ending = stopped.load(Ordering::Relaxed);
+                let confirmed = balancer.writes_at().is_some();
+                if confirmed {
                     longest = longest.max(last.elapsed());
                     last = Instant::now();
-                    if ending {
-                        break;
-                    }
+                }
+                if ending && (confirmed || last.elapsed() > PATIENCE) {
+                    break longest;
                 }
             }
-            longest
         });
+        let stop = Stop(&stopped);
         during();
-        stop.store(true, Ordering::Relaxed);
+        drop(stop);
         writer.join().unwrap()
     })
 }

@@ -13,8 +13,8 @@ use std::process::Command;
 
 use serde_json::Value;
 use support::lab::{DATA, HTTP_PORT, Lab, NODES, WITNESS, ZERO};
-use support::processes::{Background, run};
-use support::wait_for;
+use support::processes::Background;
+use support::{PATIENCE, wait_for};
 
 const PORT: u16 = 9090;
 
@@ -23,7 +23,9 @@ fn deploy(path: &str) -> PathBuf {
 }
 
 fn promtool(directory: &Path, arguments: &[&str]) -> String {
-    run(Command::new("promtool").current_dir(directory).args(arguments)).good()
+    let mut command = Command::new("promtool");
+    // The cases of all alerts take half a minute where nothing else runs.
+    Background::start(command.current_dir(directory).args(arguments)).wait(4 * PATIENCE).good()
 }
 
 #[test]

@@ -79,6 +79,8 @@ pub(crate) async fn keep(link: Arc<GuardianLink>) {
             tracing::warn!(error = chain(&error), "cannot keep a guardian");
         }
         let up = link.silent_for().is_some_and(|silence| silence < 2 * KEEP);
+        // There from the beginning, so that the first fence is an increase.
+        counter!("understudy_guardian_fences_total").increment(0);
         gauge!("understudy_guardian_up").set(f64::from(u8::from(up)));
         match records {
             Ok(records) => records.iter().for_each(tell),

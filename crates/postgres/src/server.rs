@@ -116,7 +116,9 @@ impl Server {
         let mut command = Command::new(self.inner.binaries.program(program));
         command.env_clear().current_dir("/").stdin(Stdio::null()).kill_on_drop(true);
         command.env("LC_ALL", "C");
-        for name in ["PATH", "TZ", "HOME"] {
+        // The last two are for the postmaster: what its backends' standing with the kernel's OOM killer is
+        // (the manual, 19.4.4), which would otherwise be the daemon's own.
+        for name in ["PATH", "TZ", "HOME", "PG_OOM_ADJUST_FILE", "PG_OOM_ADJUST_VALUE"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }

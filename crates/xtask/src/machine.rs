@@ -89,6 +89,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("promtool", "prometheus"),
     ("chromium", "chromium"),
     ("python3", "python3"),
+    ("dpkg-shlibdeps", "dpkg-dev"),
 ];
 
 /// Finds what the tests put beside a cluster: a load balancer, a monitor, a browser; or installs it.
