@@ -16,7 +16,8 @@ use support::lab::{DATA, HTTP_PORT, Lab, NODES, WITNESS, ZERO};
 use support::processes::Background;
 use support::{PATIENCE, wait_for};
 
-const PORT: u16 = 9090;
+/// Not its usual one: a service of the machine may have that.
+const PORT: u16 = 19090;
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy")).join(path)
@@ -132,6 +133,13 @@ fn prometheus_scrapes_every_node_and_its_alerts_follow_what_happens() {
     });
     wait_for("one writable node", || {
         (prometheus.query("cluster:understudy_node_writable:sum")? == ["1"]).then_some(())
+    });
+    wait_for("every rule to have been looked at", || {
+        let groups = prometheus.get("/api/v1/rules")?["groups"].as_array()?.clone();
+        let looked = |group: &Value| {
+            !group["lastEvaluation"].as_str().is_none_or(|at| at.starts_with("0001"))
+        };
+        (groups.len() > 3 && groups.iter().all(looked)).then_some(())
     });
     // The founding counts as news of the last minutes; nothing else is to be told of a healthy cluster.
     let tolerated: BTreeSet<String> =

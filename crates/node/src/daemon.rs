@@ -45,7 +45,7 @@ use crate::recorder::{LastWordsCell, Recorder, RecorderOptions};
 use crate::recovery::{self, Superseded};
 use crate::reports::{self, Board};
 use crate::retention;
-use crate::service_manager;
+use crate::service_manager::ServiceManager;
 
 /// The node cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -299,6 +299,7 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         (None, Some(node)) => Some(node.follower().clone()),
         (None, None) => None,
     };
+    let service_manager = ServiceManager::start();
     let doors = Doors {
         config: Arc::new(config),
         consensus: consensus.clone(),
@@ -313,9 +314,11 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         hands,
         follower,
         superseded,
+        service_manager: service_manager.clone(),
     };
     let served = doors::serve(doors, grpc, http, metrics, shutdown.clone());
-    let outcome = wait_for_end(&consensus, served, fatal.subscribe(), &shutdown).await;
+    let ended = wait_for_end(&consensus, served, fatal.subscribe(), &shutdown, &service_manager);
+    let outcome = ended.await;
     if let Some(guard) = guard {
         guard.leave();
     }
@@ -397,6 +400,7 @@ async fn wait_for_end(
     served: impl Future<Output = Result<(), RunError>>,
     mut own_fatal: watch::Receiver<Option<String>>,
     shutdown: &CancellationToken,
+    service_manager: &ServiceManager,
 ) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(part("listen for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(part("listen for SIGINT"))?;
@@ -414,7 +418,7 @@ async fn wait_for_end(
             Err(RunError::Fatal(why))
         }
     };
-    service_manager::stopping();
+    service_manager.stopping();
     tracing::info!("stopping; PostgreSQL is left to the next daemon, or to the guardian");
     // While it is still served: the new leader needs this node's vote, or at least its log.
     if outcome.is_ok()

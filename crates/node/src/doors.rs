@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -41,7 +41,7 @@ use crate::peer_service::PeerService;
 use crate::receipts::{ReceiptsService, divergent_dir};
 use crate::recovery::{OPEN_PATHS, RecoveryService, Superseded};
 use crate::reports::Board;
-use crate::service_manager::{self, StatusLine};
+use crate::service_manager::{ServiceManager, StatusLine, feed_watchdog};
 use crate::status::{ClusterStatus, StatusBuilder, StatusInputs, Writability, WritabilityFn};
 use crate::wal_files::WalFilesService;
 use crate::wal_service::WalService;
@@ -71,6 +71,7 @@ pub(crate) struct Doors {
     pub(crate) follower: Option<Follower>,
     /// Hears of a newer incarnation of the cluster.
     pub(crate) superseded: Arc<Superseded>,
+    pub(crate) service_manager: ServiceManager,
 }
 
 /// Opens the doors and keeps them open until `shutdown`.
@@ -87,9 +88,11 @@ pub(crate) async fn serve(
     let writability = doors.writability();
     let first = wait_for_first(&doors).await;
     let (publisher, status) = watch::channel(Arc::new(first));
-    tokio::spawn(publish(doors.clone(), publisher));
+    let last_publish = Arc::new(AtomicU64::new(doors.clock.now().0));
+    tokio::spawn(publish(doors.clone(), publisher, last_publish.clone()));
     let state = HttpState {
         status: status.clone(),
+        last_publish,
         writability: writability.clone(),
         last_tick: doors.shared.last_turn_ns.clone(),
         clock: doors.clock.clone(),
@@ -149,8 +152,9 @@ pub(crate) async fn serve(
     };
     tracing::info!(grpc = %grpc.local_addr(), http = %doors.config.listen_http, "doors open");
     let last_turn_ns = doors.shared.last_turn_ns.clone();
-    tokio::spawn(service_manager::feed_watchdog(last_turn_ns, doors.clock.clone()));
-    service_manager::ready();
+    let manager = doors.service_manager.clone();
+    tokio::spawn(feed_watchdog(manager, last_turn_ns, doors.clock.clone()));
+    doors.service_manager.ready();
     let superseded = doors.superseded.clone();
     let door = IncarnationDoor::new(superseded.own, OPEN_PATHS, move |from, newer| {
         superseded.heard(from.as_str(), newer);
@@ -229,7 +233,11 @@ async fn wait_for_first(doors: &Doors) -> ClusterStatus {
     doors.snapshot(&view, &mut StatusBuilder::default(), 1)
 }
 
-async fn publish(doors: Doors, publisher: watch::Sender<Arc<ClusterStatus>>) {
+async fn publish(
+    doors: Doors,
+    publisher: watch::Sender<Arc<ClusterStatus>>,
+    last_publish: Arc<AtomicU64>,
+) {
     let mut builder = StatusBuilder::default();
     let mut recorder = StatusMetrics::default();
     let mut line = StatusLine::default();
@@ -257,11 +265,12 @@ async fn publish(doors: Doors, publisher: watch::Sender<Arc<ClusterStatus>>) {
             last_late_release_at: cell.last_late_release.map(|late| late.at),
         };
         recorder.record(&status, &local);
-        line.tell(&status);
+        line.tell(&doors.service_manager, &status);
         doors.record_compression();
         if publisher.send(Arc::new(status)).is_err() {
             return;
         }
+        last_publish.store(doors.clock.now().0, Ordering::Release);
     }
 }
 

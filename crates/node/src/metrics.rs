@@ -62,36 +62,7 @@ impl StatusMetrics {
         counter!("understudy_gate_late_releases_total").absolute(local.late_releases_count);
         let late_at = local.last_late_release_at.map(|at| at.0 as f64 / 1e9);
         gauge!("understudy_gate_last_late_release_seconds").set(or_nan(late_at));
-        gauge!("understudy_cluster_incarnation").set(f64::from(status.epoch.incarnation));
-        gauge!("understudy_cluster_epoch").set(status.epoch.number as f64);
-        gauge!("understudy_cluster_members_count").set(status.nodes.len() as f64);
-        gauge!("understudy_cluster_has_active").set(flag(status.active.is_some()));
-        gauge!("understudy_cluster_paused").set(flag(status.paused_until_unix_us.is_some()));
-        gauge!("understudy_cluster_pause_until_timestamp_seconds")
-            .set(moment(status.paused_until_unix_us));
-        let promoted = status.lineage.last().and_then(|newest| newest.at_unix_us);
-        gauge!("understudy_cluster_last_promotion_timestamp_seconds").set(moment(promoted));
-        gauge!("understudy_cluster_failover_ready").set(flag(status.failover.would_fail_over));
-        gauge!("understudy_raft_majority").set(flag(status.majority));
-        gauge!("understudy_raft_applied_index").set(status.applied_index as f64);
-        gauge!("understudy_durability_generation").set(status.generation as f64);
-        gauge!("understudy_durability_lifted").set(flag(status.durability_lifted));
-        gauge!("understudy_durability_exposure_seconds").set(or_nan(status.exposure_seconds));
-        gauge!("understudy_durability_exposure_bytes").set(bytes(status.exposure_bytes));
-        gauge!("understudy_durability_rpo_ceiling_seconds").set(or_nan(status.rpo_ceiling_seconds));
-        if let Some(own) = status.own() {
-            set_writable(own.writable);
-            gauge!("understudy_raft_leader").set(flag(own.leader));
-            gauge!("understudy_lease_left_seconds").set(or_nan(own.lease_left_seconds));
-            gauge!("understudy_gate_release_delay_seconds").set(or_nan(own.release_delay_seconds));
-            gauge!("understudy_postgres_up").set(flag(own.postgres_running));
-            for role in SiteRole::ALL {
-                gauge!("understudy_node_role", "role" => role.as_str()).set(flag(own.role == role));
-            }
-        }
-        for node in &status.nodes {
-            record_node(node);
-        }
+        set_cluster(status);
     }
 
     /// The first grant of a cluster, and what happened before this process watched, do not count.
@@ -116,6 +87,40 @@ impl StatusMetrics {
             counter!("understudy_operation_ended_total", "outcome" => outcome).increment(of as u64);
         }
         self.ended = Some(now);
+    }
+}
+
+/// Sets what the cluster is like, by this snapshot.
+pub(crate) fn set_cluster(status: &ClusterStatus) {
+    gauge!("understudy_cluster_incarnation").set(f64::from(status.epoch.incarnation));
+    gauge!("understudy_cluster_epoch").set(status.epoch.number as f64);
+    gauge!("understudy_cluster_members_count").set(status.nodes.len() as f64);
+    gauge!("understudy_cluster_has_active").set(flag(status.active.is_some()));
+    gauge!("understudy_cluster_paused").set(flag(status.paused_until_unix_us.is_some()));
+    gauge!("understudy_cluster_pause_until_timestamp_seconds")
+        .set(moment(status.paused_until_unix_us));
+    let promoted = status.lineage.last().and_then(|newest| newest.at_unix_us);
+    gauge!("understudy_cluster_last_promotion_timestamp_seconds").set(moment(promoted));
+    gauge!("understudy_cluster_failover_ready").set(flag(status.failover.would_fail_over));
+    gauge!("understudy_raft_majority").set(flag(status.majority));
+    gauge!("understudy_raft_applied_index").set(status.applied_index as f64);
+    gauge!("understudy_durability_generation").set(status.generation as f64);
+    gauge!("understudy_durability_lifted").set(flag(status.durability_lifted));
+    gauge!("understudy_durability_exposure_seconds").set(or_nan(status.exposure_seconds));
+    gauge!("understudy_durability_exposure_bytes").set(bytes(status.exposure_bytes));
+    gauge!("understudy_durability_rpo_ceiling_seconds").set(or_nan(status.rpo_ceiling_seconds));
+    if let Some(own) = status.own() {
+        set_writable(own.writable);
+        gauge!("understudy_raft_leader").set(flag(own.leader));
+        gauge!("understudy_lease_left_seconds").set(or_nan(own.lease_left_seconds));
+        gauge!("understudy_gate_release_delay_seconds").set(or_nan(own.release_delay_seconds));
+        gauge!("understudy_postgres_up").set(flag(own.postgres_running));
+        for role in SiteRole::ALL {
+            gauge!("understudy_node_role", "role" => role.as_str()).set(flag(own.role == role));
+        }
+    }
+    for node in &status.nodes {
+        record_node(node);
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! The watchdog is fed only while the deciding loop turns: a daemon that decides nothing is of no use,
 //! however alive the rest of it is. Its PostgreSQL is judged by others, the gate and the guardian, so
-//! nothing is said of it here. Saying something never fails and never waits.
+//! nothing is said of it here. Saying something never fails and never waits: a manager that has stopped
+//! reading would block a send, so a thread of its own does that, and what it has no room for is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -13,14 +15,53 @@ use understudy_types::{BootInstant, Clock};
 
 use crate::status::ClusterStatus;
 
-/// The daemon's doors are open.
-pub(crate) fn ready() {
-    say(&[NotifyState::Ready]);
+/// What waits to be said; beyond it something is dropped.
+const QUEUED_MAX: usize = 16;
+
+/// Something to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Message {
+    Ready,
+    Stopping,
+    Status(String),
+    Watchdog,
 }
 
-/// The daemon is about to end.
-pub(crate) fn stopping() {
-    say(&[NotifyState::Stopping, NotifyState::Status("stopping; PostgreSQL goes on")]);
+/// The daemon's mouth; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct ServiceManager(SyncSender<Message>);
+
+impl ServiceManager {
+    /// Starts the thread that speaks; without a listener it has nothing to do.
+    pub(crate) fn start() -> ServiceManager {
+        let (manager, messages) = ServiceManager::pair();
+        let speak = move || messages.iter().for_each(|message| say(&message));
+        let thread = std::thread::Builder::new().name("understudy-notify".to_owned());
+        if let Err(error) = thread.spawn(speak) {
+            tracing::warn!(%error, "the service manager will hear nothing");
+        }
+        manager
+    }
+
+    fn pair() -> (ServiceManager, Receiver<Message>) {
+        let (sender, messages) = sync_channel(QUEUED_MAX);
+        (ServiceManager(sender), messages)
+    }
+
+    /// The daemon's doors are open.
+    pub(crate) fn ready(&self) {
+        self.tell(Message::Ready);
+    }
+
+    /// The daemon is about to end.
+    pub(crate) fn stopping(&self) {
+        self.tell(Message::Stopping);
+    }
+
+    fn tell(&self, message: Message) {
+        // Nobody reads, or the thread could not be started: then nobody is told.
+        let _ = self.0.try_send(message);
+    }
 }
 
 /// What `systemctl status` shows; said again only when it changes.
@@ -28,10 +69,10 @@ pub(crate) fn stopping() {
 pub(crate) struct StatusLine(String);
 
 impl StatusLine {
-    pub(crate) fn tell(&mut self, status: &ClusterStatus) {
+    pub(crate) fn tell(&mut self, manager: &ServiceManager, status: &ClusterStatus) {
         let line = line(status);
         if line != self.0 {
-            say(&[NotifyState::Status(&line)]);
+            manager.tell(Message::Status(line.clone()));
             self.0 = line;
         }
     }
@@ -50,18 +91,30 @@ fn line(status: &ClusterStatus) -> String {
 }
 
 /// Feeds the watchdog, if there is one, for as long as the loop's last turn is recent.
-pub(crate) async fn feed_watchdog(last_turn_ns: Arc<AtomicU64>, clock: Arc<dyn Clock>) {
-    let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else {
-        return;
-    };
+pub(crate) async fn feed_watchdog(
+    manager: ServiceManager,
+    last_turn_ns: Arc<AtomicU64>,
+    clock: Arc<dyn Clock>,
+) {
+    let limit = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
+    let Some(limit) = limit else { return };
+    tracing::info!(?limit, "the service manager's watchdog is fed while the deciding loop turns");
+    feed(&manager, &last_turn_ns, &*clock, limit).await;
+}
+
+async fn feed(
+    manager: &ServiceManager,
+    last_turn_ns: &AtomicU64,
+    clock: &dyn Clock,
+    limit: Duration,
+) {
     // As sd_watchdog_enabled(3) advises.
     let interval = limit / 2;
-    tracing::info!(?limit, "the service manager's watchdog is fed while the deciding loop turns");
     loop {
         let last_turn = BootInstant(last_turn_ns.load(Ordering::Relaxed));
         let age = clock.now().since(last_turn);
-        if turns(age, interval) {
-            say(&[NotifyState::Watchdog]);
+        if age < interval {
+            manager.tell(Message::Watchdog);
         } else {
             tracing::error!(?age, "the deciding loop stands still; the watchdog is not fed");
         }
@@ -69,13 +122,17 @@ pub(crate) async fn feed_watchdog(last_turn_ns: Arc<AtomicU64>, clock: Arc<dyn C
     }
 }
 
-/// A loop that turned this long ago is taken for alive.
-fn turns(age: Duration, interval: Duration) -> bool {
-    age < interval
-}
-
-fn say(what: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(what) {
+fn say(message: &Message) {
+    let said = match message {
+        Message::Ready => sd_notify::notify(&[NotifyState::Ready]),
+        Message::Stopping => {
+            let status = NotifyState::Status("stopping; PostgreSQL goes on");
+            sd_notify::notify(&[NotifyState::Stopping, status])
+        }
+        Message::Status(line) => sd_notify::notify(&[NotifyState::Status(line)]),
+        Message::Watchdog => sd_notify::notify(&[NotifyState::Watchdog]),
+    };
+    if let Err(error) = said {
         tracing::debug!(%error, "the service manager does not listen");
     }
 }
@@ -85,11 +142,51 @@ mod tests {
     use super::*;
     use crate::status::tests::{NORTH, Scene};
 
+    /// Goes with tokio's time, which the tests pause.
+    struct Paused(tokio::time::Instant);
+
+    impl Clock for Paused {
+        fn now(&self) -> BootInstant {
+            BootInstant::ZERO + self.0.elapsed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_is_fed_while_the_loop_turns_and_not_while_it_stands_still() {
+        let (manager, messages) = ServiceManager::pair();
+        let clock = Arc::new(Paused(tokio::time::Instant::now()));
+        let last_turn = Arc::new(AtomicU64::new(0));
+        let (turns, seen) = (last_turn.clone(), clock.clone());
+        tokio::spawn(async move {
+            feed(&manager, &turns, &*seen, Duration::from_secs(20)).await;
+        });
+        let fed = || messages.try_iter().filter(|message| *message == Message::Watchdog).count();
+        let turn = || last_turn.store(clock.now().0, Ordering::Relaxed);
+        for _ in 0..30 {
+            turn();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(fed(), 3, "at 0, 10 and 20 s");
+        // The last turn was at 29 s, so at 30 s it is still fed.
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        assert_eq!(fed(), 1);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(fed(), 0, "the loop stands still");
+        turn();
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        assert!(fed() <= 1);
+        turn();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(fed(), 1, "it turns again");
+    }
+
     #[test]
-    fn the_watchdog_is_fed_by_turns_of_the_loop_and_by_nothing_else() {
-        let interval = Duration::from_secs(10);
-        assert!(turns(Duration::from_millis(100), interval));
-        assert!(!turns(interval, interval) && !turns(Duration::from_secs(60), interval));
+    fn a_manager_that_does_not_read_holds_nobody_up() {
+        let (manager, messages) = ServiceManager::pair();
+        for _ in 0..10 * QUEUED_MAX {
+            manager.ready();
+        }
+        assert_eq!(messages.try_iter().count(), QUEUED_MAX);
     }
 
     #[test]

@@ -96,7 +96,7 @@ pub struct TlsIdentity(Arc<Inner>, ClusterIncarnation);
 
 struct Inner {
     own: PeerCertificate,
-    /// When the last of the authority's certificates expires.
+    /// When the first of the authority's certificates expires.
     authority_not_after: Option<SystemTime>,
     roots: Arc<RootCertStore>,
     key: Arc<CertifiedKey>,
@@ -124,7 +124,7 @@ impl TlsIdentity {
             path: key.to_owned(),
             reason: error.to_string(),
         })?;
-        let authority_not_after = ca_der.iter().filter_map(|der| identity::not_after(der)).max();
+        let authority_not_after = ca_der.iter().filter_map(|der| identity::not_after(der)).min();
         let mut roots = RootCertStore::empty();
         for der in ca_der {
             roots.add(der).map_err(|error| TlsError::Pem {
@@ -185,7 +185,8 @@ impl TlsIdentity {
         self.0.own.not_after
     }
 
-    /// When the last of the authority's certificates expires.
+    /// When the first of the authority's certificates expires: in a rotation there are several, and which
+    /// of them our own was issued by, or a peer's, only a peer's refusal would tell.
     pub fn authority_not_after(&self) -> Option<SystemTime> {
         self.0.authority_not_after
     }

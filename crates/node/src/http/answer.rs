@@ -16,23 +16,32 @@ use super::patroni;
 use super::query::Query;
 use crate::status::{ClusterStatus, SiteRole, Writability, readiness, replaying};
 
-/// A loop that has not ticked for so long is taken for stuck.
-const TICK_AGE_MAX: Duration = Duration::from_secs(5);
+/// A loop that has not ticked, or a snapshot that was not renewed, for so long is taken for stuck.
+const AGE_MAX: Duration = Duration::from_secs(5);
+/// Patroni's `maximum_lag_on_failover` as it comes, which is what `/readiness` allows without `lag`.
+const READY_LAG: LagLimit = LagLimit::Bytes(1 << 20);
 
 /// What is known at the moment of a request.
 pub(super) struct Facts<'a> {
     pub(super) status: &'a ClusterStatus,
     pub(super) writability: Writability,
-    /// Since the node's loop last ticked.
-    pub(super) tick_age: Duration,
+    /// Since the node's loop last ticked, or the snapshot was made, whichever is longer ago.
+    pub(super) age: Duration,
     /// `http` or `https`, for addresses in answers.
     pub(super) scheme: &'static str,
 }
 
 impl Facts<'_> {
-    /// The snapshot, without what has ended since it was taken.
+    /// The snapshot, without what has ended since it was taken, and with nothing favourable in it when it
+    /// is too old to speak for the present.
     pub(super) fn present(&self) -> ClusterStatus {
-        self.status.clone().at_most_writable(self.writability.writable)
+        let status = self.status.clone().at_most_writable(self.writability.writable);
+        if self.is_stale() { status.of_the_past() } else { status }
+    }
+
+    /// What the snapshot says is of the past.
+    pub(super) fn is_stale(&self) -> bool {
+        self.age >= AGE_MAX
     }
 }
 
@@ -161,8 +170,8 @@ fn say(code: StatusCode, facts: &Facts<'_>, reason: &str) -> Answer {
 fn judge(question: Question, query: &Query, facts: &Facts<'_>) -> (bool, String) {
     // Judged at this moment, whatever the snapshot says.
     let Writability { writable, reason: why } = facts.writability.clone();
-    if facts.tick_age >= TICK_AGE_MAX && question != Question::Primary {
-        let seconds = facts.tick_age.as_secs();
+    if facts.is_stale() && question != Question::Primary {
+        let seconds = facts.age.as_secs();
         return (false, format!("the node's loop has not ticked for {seconds} s"));
     }
     let replica = || replica(facts.status, query);
@@ -171,6 +180,9 @@ fn judge(question: Question, query: &Query, facts: &Facts<'_>) -> (bool, String)
         Ok(()) => (true, good.to_owned()),
         Err(reason) => (false, reason),
     };
+    let paused = facts.status.own().is_some_and(|own| own.replay_paused);
+    let follows =
+        if paused { "attached; somebody has paused replay" } else { "attached and replaying" };
     let as_sync = || replica().and_then(|()| kind().is(Waited::Each));
     let as_quorum = || replica().and_then(|()| kind().is(Waited::Some));
     match question {
@@ -192,10 +204,13 @@ fn judge(question: Question, query: &Query, facts: &Facts<'_>) -> (bool, String)
                 let answer = readiness(facts.status, writable);
                 (answer.ready, answer.reason)
             }
-            _ => told(replica(), "attached and replaying"),
+            _ => {
+                let lag = query.lag.or(Some(READY_LAG));
+                told(self::replica(facts.status, &Query { lag, ..query.clone() }), follows)
+            }
         },
         Question::Primary => (writable, why),
-        Question::Replica | Question::ReadOnly => told(replica(), "attached and replaying"),
+        Question::Replica | Question::ReadOnly => told(replica(), follows),
         Question::Synchronous | Question::ReadOnlySync => told(as_sync(), Waited::Each.words()),
         Question::Quorum | Question::ReadOnlyQuorum => told(as_quorum(), Waited::Some.words()),
         Question::Asynchronous => told(

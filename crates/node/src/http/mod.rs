@@ -62,6 +62,8 @@ pub struct HttpState {
     pub status: watch::Receiver<Arc<ClusterStatus>>,
     /// Whether writes are possible at this moment.
     pub writability: WritabilityFn,
+    /// When the newest snapshot was made, as `BootInstant` nanoseconds.
+    pub last_publish: Arc<AtomicU64>,
     /// When the loop that owns the core last ticked, as `BootInstant` nanoseconds.
     pub last_tick: Arc<AtomicU64>,
     /// The clock of `last_tick`.
@@ -153,9 +155,9 @@ impl HttpDoor {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("understudy-http".to_owned());
         thread.spawn(move || {
-            if let Err(error) = runtime.block_on(self.serve(state, shutdown)) {
-                tracing::error!(%error, "the HTTP door cannot be served");
-            }
+            // Without a door nobody could tell where to write: better no daemon than one that hides.
+            let served = runtime.block_on(self.serve(state, shutdown));
+            served.expect("a bound listener can be given to its runtime");
         })?;
         Ok(())
     }
@@ -260,11 +262,13 @@ where
 fn respond(asked: &Asked, request: &Request<Incoming>) -> Response<Body> {
     let Asked { state, scheme, connections } = asked;
     let snapshot = state.status.borrow().clone();
-    let ticked = BootInstant(state.last_tick.load(Ordering::Acquire));
+    let now = state.clock.now();
+    let since = |at: &AtomicU64| now.since(BootInstant(at.load(Ordering::Acquire)));
     let facts = Facts {
         status: &snapshot,
         writability: (state.writability)(),
-        tick_age: state.clock.now().since(ticked),
+        // Whichever of the two stands still: what is told then is of the past.
+        age: since(&state.last_tick).max(since(&state.last_publish)),
         scheme,
     };
     let (method, uri) = (request.method(), request.uri());
@@ -280,6 +284,9 @@ fn respond(asked: &Asked, request: &Request<Incoming>) -> Response<Body> {
         Content::Json(json) => ("application/json", json),
         Content::File(file) => (file.content_type, file.text.to_owned()),
         Content::Metrics => {
+            if facts.is_stale() {
+                metrics::set_cluster(&facts.present());
+            }
             metrics::set_writable(facts.writability.writable);
             metrics::set_http(connections.counts());
             state.metrics.run_upkeep();

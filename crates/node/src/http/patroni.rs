@@ -38,7 +38,7 @@ pub(super) fn node(facts: &Facts<'_>) -> Value {
         if own.role == SiteRole::Active {
             put("replication", replication(&status));
         }
-        if own.role == SiteRole::Passive && own.attached {
+        if streams(own) {
             put("replication_state", "streaming".into());
         }
         match waited_for(&status, &own.name) {
@@ -112,7 +112,7 @@ fn member(status: &ClusterStatus, node: &NodeStatus, scheme: &str) -> Value {
             (_, Waited::Some) => "quorum_standby",
             (_, Waited::No) => "replica",
         },
-        "state": if node.attached { "streaming" } else { state(node) },
+        "state": if streams(node) { "streaming" } else { state(node) },
         "site": node.site,
     });
     if let Some(address) = &node.http_address {
@@ -138,6 +138,11 @@ fn member(status: &ClusterStatus, node: &NodeStatus, scheme: &str) -> Value {
     member["replay_lag"] = unknown(node.replay_lag_bytes);
     member["replay_lsn"] = text(node.replay_lsn).into();
     member
+}
+
+/// Its journal receives the stream, and its server is there to replay it.
+fn streams(node: &NodeStatus) -> bool {
+    node.role == SiteRole::Passive && node.attached && node.postgres_running
 }
 
 /// Patroni's word for the state of a node's PostgreSQL.
@@ -272,7 +277,7 @@ pub(super) fn metrics(facts: &Facts<'_>) -> String {
         seconds(own.replayed_commit_unix_us),
     );
     put("xlog_paused", "gauge", "1 if replay is paused.", flag(own.replay_paused));
-    put("postgres_streaming", "gauge", "1 if WAL streams in.", flag(replica && own.attached));
+    put("postgres_streaming", "gauge", "1 if WAL streams in.", flag(streams(own)));
     put(
         "postgres_in_archive_recovery",
         "gauge",

@@ -30,6 +30,7 @@ struct Door {
     status: watch::Sender<Arc<ClusterStatus>>,
     writable: Arc<AtomicBool>,
     last_tick: Arc<AtomicU64>,
+    last_publish: Arc<AtomicU64>,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -42,6 +43,7 @@ fn serve(door: HttpDoor, scene: &Scene) -> Door {
     let (sender, status) = watch::channel(Arc::new(scene.build()));
     let writable = Arc::new(AtomicBool::new(scene.writable));
     let last_tick = Arc::new(AtomicU64::new(Fixed.now().0));
+    let last_publish = Arc::new(AtomicU64::new(Fixed.now().0));
     let cell = writable.clone();
     let state = HttpState {
         status,
@@ -51,13 +53,21 @@ fn serve(door: HttpDoor, scene: &Scene) -> Door {
             Writability { writable, reason: reason.to_owned() }
         }),
         last_tick: last_tick.clone(),
+        last_publish: last_publish.clone(),
         clock: Arc::new(Fixed),
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         patroni_metrics: true,
     };
     let shutdown = CancellationToken::new();
     tokio::spawn(door.serve_at_most(PLACES, state, shutdown.clone()));
-    Door { address, status: sender, writable, last_tick, _stop: shutdown.drop_guard() }
+    Door {
+        address,
+        status: sender,
+        writable,
+        last_tick,
+        last_publish,
+        _stop: shutdown.drop_guard(),
+    }
 }
 
 impl Door {
@@ -273,6 +283,25 @@ async fn a_loop_that_stopped_is_not_alive_and_its_snapshot_says_nothing_good() {
         let (code, body) = door.ask("GET", path).await;
         assert_eq!((code, body.contains("not ticked for 6 s")), (503, true), "{path}: {body}");
     }
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_not_renewed_says_nothing_good_although_the_loop_ticks() {
+    let door = open(&Scene::seen_by(SOUTH)).await;
+    let stale = Fixed.now() - Duration::from_secs(6);
+    door.last_publish.store(stale.0, Ordering::Release);
+    for path in ["/readyz", "/readiness", "/replica", "/health", "/read-only", "/livez"] {
+        assert_eq!(door.code(path).await, 503, "{path}");
+    }
+    let status = door.json("/status").await;
+    assert_eq!((&status["majority"], &status["active"]), (&false.into(), &serde_json::Value::Null));
+    assert_eq!(status["failover"]["would_fail_over"], false);
+    let cluster = door.json("/cluster").await;
+    assert_eq!(cluster["members"][1]["lag"], "unknown", "{cluster}");
+    assert_eq!(door.json("/patroni").await["cluster_unlocked"], true);
+    let metrics = door.ask("GET", "/metrics").await.1;
+    let streaming = metrics.lines().find(|line| line.starts_with("patroni_postgres_streaming{"));
+    assert!(streaming.unwrap().ends_with("} 0"), "{streaming:?}");
 }
 
 #[tokio::test]

@@ -87,9 +87,10 @@ pub(super) async fn follow(
         if now == seen {
             continue;
         }
-        seen = now;
         match load(&files) {
             Ok(config) => {
+                // What cannot be loaded is tried again: a hook may still be at it.
+                seen = now;
                 tracing::info!(certificate = %files.certificate.display(), "HTTP certificate renewed");
                 current.send_replace(config);
             }

@@ -348,6 +348,42 @@ impl ClusterStatus {
     }
 }
 
+impl ClusterStatus {
+    /// The snapshot as it may be told when it has not been made anew for too long: who was who, and nothing
+    /// that it would take the present to know.
+    #[must_use]
+    pub fn of_the_past(mut self) -> ClusterStatus {
+        let words = "this node's view of the cluster stands still";
+        self.majority = false;
+        self.leader = None;
+        self.active = None;
+        self.phase = "no-active".to_owned();
+        self.exposure_seconds = None;
+        self.exposure_bytes = None;
+        self.writable_since_unix_us = None;
+        self.failover = FailoverVerdict {
+            reason: "stale".to_owned(),
+            words: words.to_owned(),
+            would_fail_over: false,
+            accept_command: None,
+        };
+        for node in &mut self.nodes {
+            node.state = "unreachable".to_owned();
+            node.postgres_running = false;
+            node.attached = false;
+            node.writable = false;
+            node.leader = false;
+            node.heard_seconds_ago = None;
+            node.lease_left_seconds = None;
+            node.durable_lag_bytes = None;
+            node.durable_lag_seconds = None;
+            node.replay_lag_bytes = None;
+            node.replay_lag_seconds = None;
+        }
+        self
+    }
+}
+
 /// Whether writes are possible at this very moment, and in either case why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Writability {

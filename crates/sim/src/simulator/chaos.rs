@@ -74,6 +74,7 @@ impl World {
             self.kill_daemon(node, back_after);
             self.empty_journal(node);
             self.machines[node].journal.had = had;
+            self.machines[node].journal.lost_at = self.now;
         }
         lost
     }

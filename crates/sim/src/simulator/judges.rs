@@ -9,6 +9,7 @@ use understudy_core::state::Phase;
 use understudy_types::{DurabilityMode, Lineage, Lsn, NodeId, Quorum};
 
 use super::machine::Written;
+use super::plan::SEC;
 use super::world::World;
 
 /// A measured span may be too long by drift on both sides and by what is sampled together.
@@ -132,7 +133,9 @@ impl World {
             return;
         }
         // A process that was frozen in the middle told the client only when it was written.
-        let span = Duration::from_nanos(written.decided_at.saturating_sub(oldest.written_at));
+        let frozen = oldest.written_at > oldest.decided_at + self.plan.write_delay_max;
+        let told_at = if frozen { oldest.written_at } else { oldest.decided_at };
+        let span = Duration::from_nanos(written.decided_at.saturating_sub(told_at));
         let drift = f64::from(self.plan.timing.drift_ppm) / 1e6;
         let allowed = ceiling.mul_f64(1.0 + 2.0 * drift) + SAMPLED;
         self.judge(protocol::exposure_stays_below_the_ceiling(span, allowed));
@@ -173,10 +176,12 @@ impl World {
         ));
     }
 
-    /// With what a journal had before it was lost: that was another loss than the one in question.
+    /// With what a journal had before it was lost just now, between the proposal and its entry: that was
+    /// another loss than the one in question.
     fn durable_at(&self, node: NodeId) -> u64 {
         let machine = &self.machines[self.index_of(node)];
-        machine.durable_lsn().0.max(machine.journal.had)
+        let just_now = self.now - machine.journal.lost_at < 5 * SEC;
+        machine.durable_lsn().0.max(if just_now { machine.journal.had } else { 0 })
     }
 
     /// A standby starts: what it holds has to be the cluster's.

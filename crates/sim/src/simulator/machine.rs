@@ -25,6 +25,8 @@ pub(crate) struct Journal {
     pub(crate) synced: u64,
     /// What it had, durably, when its disk was lost: acknowledged in truth, whatever became of it.
     pub(crate) had: u64,
+    /// When that was.
+    pub(crate) lost_at: u64,
     pub(crate) max_epoch: Epoch,
     pub(crate) lineage: Vec<Lineage>,
     /// Volatile.
