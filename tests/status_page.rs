@@ -8,15 +8,16 @@ mod support;
 
 use std::process::Command;
 
+use support::PATIENCE;
 use support::lab::{DATA, HTTP_PORT, Lab, ZERO};
-use support::processes::{Background, run};
-use support::{PATIENCE, wait_for};
+use support::processes::Background;
+
+const DRIVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/page/run.py");
 
 /// `tests/page/run.py` says what it asserts, and prints what failed.
 #[test]
 fn what_is_absent_is_called_unknown_and_what_is_old_is_not_shown_as_present() {
-    let driver = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/page/run.py");
-    let ended = Background::start(Command::new("python3").arg(driver)).wait(4 * PATIENCE);
+    let ended = Background::start(Command::new("python3").arg(DRIVER)).wait(4 * PATIENCE);
     let said = ended.stdout.clone() + &ended.stderr;
     assert!(ended.status.success(), "{said}");
     assert!(said.contains(" 0 failed"), "{said}");
@@ -29,17 +30,12 @@ fn a_node_shows_its_cluster_to_a_browser_that_knows_nothing_else() {
     for node in [active, passive] {
         let (code, page) = lab.get(node, "/ui").unwrap();
         assert_eq!(code, 200, "{page}");
-        let url = format!("http://{}:{HTTP_PORT}/ui", lab.address(node));
-        let profile = tempfile::tempdir().unwrap();
-        let seen = wait_for("a page that has heard of its cluster", || {
-            let mut chromium = Command::new("chromium");
-            chromium.args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]);
-            chromium.arg(format!("--user-data-dir={}", profile.path().display()));
-            chromium.args(["--virtual-time-budget=5000", "--dump-dom", &url]);
-            let ended = run(&mut chromium);
-            let ready = format!("{passive} takes over by itself");
-            (ended.status.success() && ended.stdout.contains(&ready)).then_some(ended.stdout)
-        });
-        assert!(seen.contains(&format!("{active} accepts writes")), "{seen}");
+        let mut driver = Command::new("python3");
+        driver.arg(DRIVER).arg("--live");
+        driver.arg(format!("http://{}:{HTTP_PORT}/ui", lab.address(node)));
+        driver.arg("--says").arg(format!("{active} accepts writes"));
+        driver.arg("--says").arg(format!("{passive} takes over by itself"));
+        let ended = Background::start(&mut driver).wait(3 * PATIENCE);
+        assert!(ended.status.success(), "{}{}", ended.stdout, ended.stderr);
     }
 }

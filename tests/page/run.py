@@ -360,11 +360,11 @@ def old(run, browser, folder):
         with Site("healthy", **options) as site:
             tab = Tab(browser, 1280, 900, False, dark=label == "hangs")
             tab.open(f"{site.url}/ui")
-            run.check(tab.wait("document.body?.dataset.state === 'good'", 10), f"{label}: never was good")
+            run.check(tab.wait("document.body?.dataset.state === 'good'", ANSWER_TIMEOUT_S), f"{label}: never was good")
             if label == "gone":
                 site.status = functools.partial(lambda: None)
             grey = "document.body.classList.contains('old') && document.getElementById('stale').textContent.startsWith('OLD')"
-            run.check(tab.wait(grey, 10), f"{label}: is not marked as old")
+            run.check(tab.wait(grey, ANSWER_TIMEOUT_S), f"{label}: is not marked as old")
             run.check(tab.eval("document.body.dataset.state") == "unknown", f"{label}: still has a state word")
             faint = tab.eval(CONTRAST)
             run.check(not faint, f"{label}: too little contrast: {faint}")
@@ -393,10 +393,25 @@ def without_scripts(run, browser):
         tab.close()
 
 
+def live(run, browser, url, words):
+    """The page of a real node, in real time: nothing but the node answers."""
+    for width, height, phone in WINDOWS.values():
+        tab = Tab(browser, width, height, phone)
+        tab.open(url)
+        shown = "document.body?.dataset.state === 'good' && !document.body.classList.contains('old')"
+        for word in words:
+            shown += f" && document.body.innerText.includes({json.dumps(word)})"
+        run.check(tab.wait(shown, ANSWER_TIMEOUT_S), f"{url} becomes good and says {words}")
+        run.check(not tab.complaints(), f"{url}: {tab.complaints()}")
+        tab.close()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--screenshots", type=pathlib.Path, metavar="DIR", help="write pictures of the states there")
     parser.add_argument("--chromium", default=None, metavar="PROGRAM", help="the browser (default: the one in PATH)")
+    parser.add_argument("--live", metavar="URL", help="only look at the page of a node that runs")
+    parser.add_argument("--says", action="append", default=[], metavar="TEXT", help="what that page has to say")
     options = parser.parse_args()
     program = options.chromium or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
@@ -405,6 +420,10 @@ def main():
         options.screenshots.mkdir(parents=True, exist_ok=True)
     run = Run()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Browser(program, folder) as browser:
+        if options.live:
+            live(run, browser, options.live, options.says)
+            print(f"{run.passed} passed, {len(run.failures)} failed")
+            return 1 if run.failures else 0
         modules(run, browser)
         copying(run, browser)
         without_scripts(run, browser)
