@@ -2,17 +2,17 @@
 //! `show-config`; its columns, its flags. What they print comes from the one status.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
-use understudy_node::status::{ClusterStatus, NodeStatus, SiteRole};
-use understudy_types::{DurabilityMode, NodeKind};
+use understudy_node::status::{ClusterStatus, NodeStatus, SiteRole, Waited};
+use understudy_types::{Lsn, NodeKind};
 
 use crate::context::Context;
 use crate::output::{self, Output};
-use crate::status::{fetch, moment, size};
+use crate::status::{fetch, moment, size, watch};
 
 /// How `patronictl` names its forms of output, beside ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -99,18 +99,9 @@ pub(crate) async fn history(context: &Context, args: &ListArgs) -> anyhow::Resul
 /// When no node answers.
 pub(crate) async fn show_config(context: &Context, output: Output) -> anyhow::Result<ExitCode> {
     let status = fetch(context).await?;
-    let Some(dial) = &status.dial else { anyhow::bail!("the cluster is not founded yet") };
+    let agreed = status.agreed().context("the cluster is not founded yet")?;
     let form = if output == Output::Text { Output::Yaml } else { output };
-    output::print(&form.data(&json!({
-        "version": dial.config_version,
-        "durability": {
-            "mode": dial.mode,
-            "rpo_seconds": dial.ceiling_seconds,
-            "on_passive_loss": dial.on_passive_loss,
-            "promote_without_lease_wait": dial.promote_without_lease_wait,
-            "durable_copies": status.durable_copies,
-        },
-    })))?;
+    output::print(&form.data(&agreed))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -124,19 +115,10 @@ async fn repeat<const N: usize>(
         output::print(&render(&table(&fetch(context).await?), args.format))?;
         return Ok(ExitCode::SUCCESS);
     };
-    let clear = if io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-    let mut ticks = tokio::time::interval(Duration::from_secs(seconds));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        match fetch(context).await {
-            Ok(status) => {
-                output::print(&format!("{clear}{}", render(&table(&status), args.format)))?;
-            }
-            // Whoever watches wants to see the cluster come back.
-            Err(error) => eprintln!("{error}"),
-        }
-    }
+    watch(context, Duration::from_secs(seconds), |status, clear| {
+        Ok(output::print(&format!("{clear}{}", render(&table(status), args.format)))?)
+    })
+    .await
 }
 
 fn render<const N: usize>(table: &Table<N>, format: Format) -> String {
@@ -194,16 +176,14 @@ fn row(status: &ClusterStatus, node: &NodeStatus, tree: bool) -> [String; 10] {
         Some(bytes) => size(bytes),
         None => "unknown".to_owned(),
     };
-    let text =
-        |lsn: Option<understudy_types::Lsn>| lsn.map(|lsn| lsn.to_string()).unwrap_or_default();
-    let received = if node.role == SiteRole::Active { node.flush_lsn } else { node.durable_lsn };
+    let text = |lsn: Option<Lsn>| lsn.map(|lsn| lsn.to_string()).unwrap_or_default();
     [
         if tree && follows { format!("+ {}", node.name) } else { node.name.clone() },
         node.postgres_address.clone().unwrap_or_default(),
         role(status, node).to_owned(),
         state(node).to_owned(),
         node.timeline.map(|timeline| timeline.to_string()).unwrap_or_default(),
-        text(received),
+        text(received(node)),
         lag(node.durable_lag_bytes),
         text(node.replay_lsn.filter(|_| follows)),
         lag(node.replay_lag_bytes),
@@ -226,10 +206,9 @@ fn member(status: &ClusterStatus, node: &NodeStatus) -> Value {
         }
     };
     let follows = node.role == SiteRole::Passive;
-    let received = if node.role == SiteRole::Active { node.flush_lsn } else { node.durable_lsn };
     put("Host", node.postgres_address.clone().map(Into::into));
     put("TL", node.timeline.map(|timeline| timeline.get().into()));
-    put("Receive LSN", received.map(|lsn| lsn.to_string().into()));
+    put("Receive LSN", received(node).map(|lsn| lsn.to_string().into()));
     put("Receive Lag", node.durable_lag_bytes.filter(|_| follows).map(Into::into));
     put("Replay LSN", node.replay_lsn.filter(|_| follows).map(|lsn| lsn.to_string().into()));
     put("Replay Lag", node.replay_lag_bytes.filter(|_| follows).map(Into::into));
@@ -238,17 +217,19 @@ fn member(status: &ClusterStatus, node: &NodeStatus) -> Value {
 
 /// Patroni's words for what a member is.
 fn role(status: &ClusterStatus, node: &NodeStatus) -> &'static str {
-    let zero = status.durability == DurabilityMode::Zero && !status.durability_lifted;
-    let waited = zero && status.waited_for.contains(&node.name);
-    let all = status.durable_copies as usize >= status.waited_for.len();
-    match node.role {
-        SiteRole::Active => "Leader",
-        SiteRole::Witness => "Witness",
-        SiteRole::Journal => "Journal",
-        SiteRole::Passive if waited && all => "Sync Standby",
-        SiteRole::Passive if waited => "Quorum Standby",
-        SiteRole::Passive => "Replica",
+    match (node.role, status.waited(&node.name)) {
+        (SiteRole::Active, _) => "Leader",
+        (SiteRole::Witness, _) => "Witness",
+        (SiteRole::Journal, _) => "Journal",
+        (SiteRole::Passive, Waited::Each) => "Sync Standby",
+        (SiteRole::Passive, Waited::Some) => "Quorum Standby",
+        (SiteRole::Passive, Waited::No) => "Replica",
     }
+}
+
+/// How far a node's WAL reaches: written at the active, durable elsewhere.
+fn received(node: &NodeStatus) -> Option<Lsn> {
+    if node.role == SiteRole::Active { node.flush_lsn } else { node.durable_lsn }
 }
 
 fn state(node: &NodeStatus) -> &str {
@@ -262,23 +243,20 @@ fn state(node: &NodeStatus) -> &str {
 }
 
 fn promotions(status: &ClusterStatus) -> Table<5> {
-    let grants = status.lineage.iter();
     let mut rows = Vec::new();
     let mut listed = Vec::new();
-    for (before, after) in grants.clone().zip(grants.skip(1)) {
-        let Some(fork_lsn) = after.fork_lsn else { continue };
-        let reason = format!("promotion of {} in epoch {}", after.node, after.epoch);
-        let at = after.at_unix_us.map(moment);
+    for promotion in status.promotions() {
+        let at = promotion.grant.at_unix_us.map(moment);
         listed.push(json!({
-            "TL": before.timeline.get(), "LSN": fork_lsn.0, "Reason": reason,
-            "Timestamp": at, "New Leader": after.node,
+            "TL": promotion.left.get(), "LSN": promotion.fork_lsn.0, "Reason": promotion.reason,
+            "Timestamp": at, "New Leader": promotion.grant.node,
         }));
         rows.push([
-            before.timeline.to_string(),
-            fork_lsn.to_string(),
-            reason,
+            promotion.left.to_string(),
+            promotion.fork_lsn.to_string(),
+            promotion.reason,
             at.unwrap_or_default(),
-            after.node.clone(),
+            promotion.grant.node.clone(),
         ]);
     }
     Table {

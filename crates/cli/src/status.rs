@@ -42,13 +42,25 @@ pub(crate) async fn run(context: &Context, args: &StatusArgs) -> anyhow::Result<
         show(&fetch(context).await?, args.output, "")?;
         return Ok(ExitCode::SUCCESS);
     }
+    watch(context, WATCH_INTERVAL, |status, clear| show(status, args.output, clear)).await
+}
+
+/// Shows the best answer again and again; `show` gets what clears the screen, if there is one.
+///
+/// # Errors
+/// When it cannot be shown.
+pub(crate) async fn watch(
+    context: &Context,
+    interval: Duration,
+    show: impl Fn(&ClusterStatus, &str) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
     let clear = if io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-    let mut ticks = tokio::time::interval(WATCH_INTERVAL);
+    let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         match fetch(context).await {
-            Ok(status) => show(&status, args.output, clear)?,
+            Ok(status) => show(&status, clear)?,
             // Whoever watches wants to see the cluster come back.
             Err(error) => eprintln!("{error}"),
         }

@@ -3,14 +3,9 @@
 //! A method without a row is nobody's. What depends on a request's content, such as a stated loss, its
 //! handler judges in addition. The same table is printed in `docs/access.md`.
 
-use std::future::{Ready, ready};
-use std::task::{Context, Poll};
-
-use futures::future::Either;
-use http::{Request, Response};
+use http::Uri;
 use tonic::Status;
-use tonic::body::Body;
-use understudy_transport::{Identity, Peer, Role};
+use understudy_transport::{Door, Identity, Peer, Role};
 
 /// Who may call a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,38 +96,13 @@ fn judge(path: &str, peer: Option<&Peer>) -> Result<(), Status> {
     Err(Status::permission_denied(format!("{who} may not do this: it takes {takes}")))
 }
 
-/// The layer that enforces the table; for `tonic::transport::Server`.
+/// The door that enforces the table.
 #[derive(Clone, Copy, Debug)]
 pub struct AccessDoor;
 
-impl<S> tower::Layer<S> for AccessDoor {
-    type Service = AccessService<S>;
-    fn layer(&self, inner: S) -> AccessService<S> {
-        AccessService(inner)
-    }
-}
-
-/// What is behind the door.
-#[derive(Clone, Debug)]
-pub struct AccessService<S>(S);
-
-impl<S, B> tower::Service<Request<B>> for AccessService<S>
-where
-    S: tower::Service<Request<B>, Response = Response<Body>>,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        match judge(request.uri().path(), request.extensions().get::<Peer>()) {
-            Ok(()) => Either::Left(self.0.call(request)),
-            Err(status) => Either::Right(ready(Ok(status.into_http()))),
-        }
+impl Door for AccessDoor {
+    fn judge(&self, uri: &Uri, peer: Option<&Peer>) -> Result<(), Status> {
+        judge(uri.path(), peer)
     }
 }
 

@@ -20,7 +20,7 @@ use understudy_proto::v1::wal_files_server::WalFilesServer;
 use understudy_proto::v1::wal_server::WalServer;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::tunnel::TunnelTarget;
-use understudy_transport::{IncarnationDoor, Listener};
+use understudy_transport::{DoorLayer, IncarnationDoor, Listener};
 use understudy_types::{Clock, NodeId, NodeName};
 
 use crate::access::AccessDoor;
@@ -160,8 +160,8 @@ pub(crate) async fn serve(
         superseded.heard(from.as_str(), newer);
     });
     understudy_transport::server()
-        .layer(AccessDoor)
-        .layer(door)
+        .layer(DoorLayer(AccessDoor))
+        .layer(DoorLayer(door))
         .add_routes(routes)
         .serve_with_incoming_shutdown(grpc.incoming(), shutdown.cancelled_owned())
         .await

@@ -26,7 +26,7 @@ const HEADER: &str = "understudy-incarnation";
 /// Called with who said so, and the incarnation that is newer than ours. Must not block.
 type OnNewer = Arc<dyn Fn(&NodeName, ClusterIncarnation) + Send + Sync>;
 
-/// A layer for `tonic::transport::Server`.
+/// To be put up with [`DoorLayer`].
 #[derive(Clone)]
 pub struct IncarnationDoor {
     own: ClusterIncarnation,
@@ -47,7 +47,7 @@ impl IncarnationDoor {
 
     // A Status is what tonic's handlers must return; boxing it here would only be undone there.
     #[allow(clippy::result_large_err)]
-    fn judge(&self, uri: &Uri, peer: Option<&Peer>) -> Result<(), Status> {
+    fn check(&self, uri: &Uri, peer: Option<&Peer>) -> Result<(), Status> {
         let Some(Peer { identity: Identity::Node(name), .. }) = peer else { return Ok(()) };
         if self.open.contains(&uri.path()) {
             return Ok(());
@@ -105,22 +105,46 @@ fn read_authority(host: &str) -> Option<ClusterIncarnation> {
     }
 }
 
-impl<S> tower::Layer<S> for IncarnationDoor {
-    type Service = IncarnationService<S>;
-    fn layer(&self, inner: S) -> IncarnationService<S> {
-        IncarnationService { door: self.clone(), inner }
+impl Door for IncarnationDoor {
+    fn judge(&self, uri: &Uri, peer: Option<&Peer>) -> Result<(), Status> {
+        self.check(uri, peer).inspect_err(|status| {
+            tracing::debug!(reason = status.message(), "call of another incarnation refused");
+        })
     }
 }
 
-/// What is behind the door.
-#[derive(Clone)]
-pub struct IncarnationService<S> {
-    door: IncarnationDoor,
+/// Judges every call before any service sees it.
+pub trait Door: Clone {
+    /// Lets it in or not, by where it goes and who is proven to make it. Must not block.
+    ///
+    /// # Errors
+    /// What the caller is answered.
+    // A Status is what tonic's handlers must return; boxing it here would only be undone there.
+    #[allow(clippy::result_large_err)]
+    fn judge(&self, uri: &Uri, peer: Option<&Peer>) -> Result<(), Status>;
+}
+
+/// A door as a layer for `tonic::transport::Server`.
+#[derive(Clone, Debug)]
+pub struct DoorLayer<D>(pub D);
+
+impl<D: Door, S> tower::Layer<S> for DoorLayer<D> {
+    type Service = DoorService<D, S>;
+    fn layer(&self, inner: S) -> DoorService<D, S> {
+        DoorService { door: self.0.clone(), inner }
+    }
+}
+
+/// What is behind a door.
+#[derive(Clone, Debug)]
+pub struct DoorService<D, S> {
+    door: D,
     inner: S,
 }
 
-impl<S, B> tower::Service<Request<B>> for IncarnationService<S>
+impl<D, S, B> tower::Service<Request<B>> for DoorService<D, S>
 where
+    D: Door,
     S: tower::Service<Request<B>, Response = Response<Body>>,
 {
     type Response = Response<Body>;
@@ -134,10 +158,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match self.door.judge(request.uri(), request.extensions().get::<Peer>()) {
             Ok(()) => Either::Left(self.inner.call(request)),
-            Err(status) => {
-                tracing::debug!(reason = status.message(), "call of another incarnation refused");
-                Either::Right(ready(Ok(status.into_http())))
-            }
+            Err(status) => Either::Right(ready(Ok(status.into_http()))),
         }
     }
 }

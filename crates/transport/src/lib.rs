@@ -21,7 +21,7 @@ mod tls;
 pub use auth::{peer, require_any_node, require_node, require_node_or_role, require_role};
 pub use authority::{Authority, AuthorityError, IssuedCertificate};
 pub use channel::{ChannelOptions, ConnectError, Dialer, connect, connect_now, dialer};
-pub use door::{IncarnationDoor, IncarnationService, refused_by_newer};
+pub use door::{Door, DoorLayer, DoorService, IncarnationDoor, refused_by_newer};
 pub use files::{FileError, create_private_dir, read_private_file, write_new_file};
 pub use identity::{Identity, IdentityError, ParseRoleError, PeerCertificate, Role};
 pub use listener::{Incoming, ListenError, ListenOptions, Listener, PeerStream, server};

@@ -1,8 +1,9 @@
 //! The operator's gRPC service: reads from memory, orders through consensus.
 //!
 //! Every call has been judged by the caller's certificate (`access`, I21) before it comes here; a loss
-//! is accepted by the role break-glass only. A refusal carries the words of what refused it. Nothing is carried
-//! out here: an order is a command in the log, and its operation's outcome is in the replicated state.
+//! is accepted by the role break-glass only. A refusal carries the words of what refused it. Nothing is
+//! carried out here: an order is a command in the log, and its operation's outcome is in the replicated
+//! state.
 
 mod dial;
 mod routes;

@@ -14,7 +14,8 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 use understudy_proto::v1::admin_client::AdminClient;
 use understudy_transport::{
-    Authority, ChannelOptions, Identity, ListenOptions, Listener, TlsIdentity, connect, server,
+    Authority, ChannelOptions, DoorLayer, Identity, ListenOptions, Listener, TlsIdentity, connect,
+    server,
 };
 use understudy_types::Epoch;
 
@@ -87,7 +88,7 @@ async fn open() -> Door {
     let listener = Listener::bind(any, &north, ListenOptions::default()).await.unwrap();
     let address = listener.local_addr();
     let serving = server()
-        .layer(crate::access::AccessDoor)
+        .layer(DoorLayer(crate::access::AccessDoor))
         .add_routes(routes)
         .serve_with_incoming(listener.incoming());
     tokio::spawn(async move { serving.await.unwrap() });

@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use serde_json::json;
-use understudy_types::DurabilityMode;
 
 use super::lag::LagLimit;
 use super::page;
 use super::patroni;
 use super::query::Query;
-use crate::status::{ClusterStatus, SiteRole, Writability, readiness, replaying};
+use crate::status::{ClusterStatus, SiteRole, Waited, Writability, readiness, replaying};
 
 /// A loop that has not ticked, or a snapshot that was not renewed, for so long is taken for stuck.
 const AGE_MAX: Duration = Duration::from_secs(5);
@@ -128,7 +127,10 @@ pub(super) fn answer(path: &str, query: Option<&str>, facts: &Facts<'_>) -> Answ
         "/patroni" => return good(Content::Json(patroni::node(facts).to_string())),
         "/cluster" => return good(Content::Json(patroni::cluster(facts).to_string())),
         "/history" => return good(Content::Json(patroni::history(facts.status).to_string())),
-        "/config" => return good(Content::Json(patroni::config(facts.status).to_string())),
+        "/config" => {
+            let agreed = facts.status.agreed().unwrap_or_else(|| json!({}));
+            return good(Content::Json(agreed.to_string()));
+        }
         _ => {}
     }
     if let Some(file) = page::file(path) {
@@ -174,8 +176,15 @@ fn judge(question: Question, query: &Query, facts: &Facts<'_>) -> (bool, String)
         let seconds = facts.age.as_secs();
         return (false, format!("the node's loop has not ticked for {seconds} s"));
     }
+    let ready = || {
+        let answer = readiness(facts.status, writable);
+        (answer.ready, answer.reason)
+    };
     let replica = || replica(facts.status, query);
-    let kind = || waited(facts.status);
+    let waited = |wanted: Waited| match facts.status.waited(&facts.status.answered_by) {
+        found if found == wanted => Ok(()),
+        found => Err(words(found).to_owned()),
+    };
     let told = |result: Result<(), String>, good: &str| match result {
         Ok(()) => (true, good.to_owned()),
         Err(reason) => (false, reason),
@@ -183,14 +192,11 @@ fn judge(question: Question, query: &Query, facts: &Facts<'_>) -> (bool, String)
     let paused = facts.status.own().is_some_and(|own| own.replay_paused);
     let follows =
         if paused { "attached; somebody has paused replay" } else { "attached and replaying" };
-    let as_sync = || replica().and_then(|()| kind().is(Waited::Each));
-    let as_quorum = || replica().and_then(|()| kind().is(Waited::Some));
+    let as_sync = || replica().and_then(|()| waited(Waited::Each));
+    let as_quorum = || replica().and_then(|()| waited(Waited::Some));
     match question {
         Question::Live => (true, "the node's loop ticks".to_owned()),
-        Question::Ready => {
-            let answer = readiness(facts.status, writable);
-            (answer.ready, answer.reason)
-        }
+        Question::Ready => ready(),
         Question::ReadOnly
         | Question::ReadOnlySync
         | Question::ReadOnlyQuorum
@@ -200,10 +206,7 @@ fn judge(question: Question, query: &Query, facts: &Facts<'_>) -> (bool, String)
             (true, why)
         }
         Question::Readiness => match facts.status.own().map(|own| own.role) {
-            Some(SiteRole::Witness | SiteRole::Journal) => {
-                let answer = readiness(facts.status, writable);
-                (answer.ready, answer.reason)
-            }
+            Some(SiteRole::Witness | SiteRole::Journal) => ready(),
             _ => {
                 let lag = query.lag.or(Some(READY_LAG));
                 told(self::replica(facts.status, &Query { lag, ..query.clone() }), follows)
@@ -211,10 +214,10 @@ fn judge(question: Question, query: &Query, facts: &Facts<'_>) -> (bool, String)
         },
         Question::Primary => (writable, why),
         Question::Replica | Question::ReadOnly => told(replica(), follows),
-        Question::Synchronous | Question::ReadOnlySync => told(as_sync(), Waited::Each.words()),
-        Question::Quorum | Question::ReadOnlyQuorum => told(as_quorum(), Waited::Some.words()),
+        Question::Synchronous | Question::ReadOnlySync => told(as_sync(), words(Waited::Each)),
+        Question::Quorum | Question::ReadOnlyQuorum => told(as_quorum(), words(Waited::Some)),
         Question::Asynchronous => told(
-            replica().and_then(|()| kind().is(Waited::No)),
+            replica().and_then(|()| waited(Waited::No)),
             "attached and replaying, commits do not wait for it",
         ),
         Question::StandbyLeader => (false, "there is no standby cluster here".to_owned()),
@@ -244,42 +247,10 @@ fn replica(status: &ClusterStatus, query: &Query) -> Result<(), String> {
     query.lag.map_or(Ok(()), |limit: LagLimit| limit.check(bytes, seconds))
 }
 
-/// How commits wait for a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waited {
-    /// Each one is durable there before it is acknowledged.
-    Each,
-    /// It is one of several of whom some suffice, so that it may lack a commit.
-    Some,
-    /// They do not.
-    No,
-}
-
-impl Waited {
-    fn words(self) -> &'static str {
-        match self {
-            Waited::Each => "commits wait for it",
-            Waited::Some => "commits wait for some of several nodes, it among them",
-            Waited::No => "commits do not wait for it",
-        }
+fn words(waited: Waited) -> &'static str {
+    match waited {
+        Waited::Each => "commits wait for it",
+        Waited::Some => "commits wait for some of several nodes, it among them",
+        Waited::No => "commits do not wait for it",
     }
-
-    fn is(self, wanted: Waited) -> Result<(), String> {
-        if self == wanted { Ok(()) } else { Err(self.words().to_owned()) }
-    }
-}
-
-/// How commits wait for the answering node.
-fn waited(status: &ClusterStatus) -> Waited {
-    waited_for(status, &status.answered_by)
-}
-
-/// How commits wait for this node.
-pub(super) fn waited_for(status: &ClusterStatus, node: &str) -> Waited {
-    let zero = status.durability == DurabilityMode::Zero && !status.durability_lifted;
-    if !zero || !status.waited_for.iter().any(|name| name == node) {
-        return Waited::No;
-    }
-    let all = status.durable_copies as usize >= status.waited_for.len();
-    if all { Waited::Each } else { Waited::Some }
 }

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use understudy_types::{Lsn, NodeKind};
 
-use super::answer::{Facts, Waited, waited_for};
-use crate::status::{ClusterStatus, NodeStatus, SiteRole};
+use super::answer::Facts;
+use crate::status::{ClusterStatus, NodeStatus, SiteRole, Waited};
 
 /// What `version` in the `patroni` object says: tools look at the key, and people at the value.
 const VERSION: &str = concat!("understudy ", env!("CARGO_PKG_VERSION"));
@@ -41,7 +41,7 @@ pub(super) fn node(facts: &Facts<'_>) -> Value {
         if streams(own) {
             put("replication_state", "streaming".into());
         }
-        match waited_for(&status, &own.name) {
+        match status.waited(&own.name) {
             Waited::Each => drop(put("sync_standby", true.into())),
             Waited::Some => drop(put("quorum_standby", true.into())),
             Waited::No => {}
@@ -78,35 +78,17 @@ pub(super) fn cluster(facts: &Facts<'_>) -> Value {
 
 /// `/history`: each promotion but the first, as `[timeline left, LSN, reason, time, new leader]`.
 pub(super) fn history(status: &ClusterStatus) -> Value {
-    let grants = status.lineage.iter();
-    let rows = grants.clone().zip(grants.skip(1)).filter_map(|(before, after)| {
-        let fork_lsn = after.fork_lsn?;
-        let reason = format!("promotion of {} in epoch {}", after.node, after.epoch);
-        let at = after.at_unix_us.map(time);
-        Some(json!([before.timeline.get(), fork_lsn.0, reason, at, after.node]))
+    let rows = status.promotions().map(|p| {
+        let at = p.grant.at_unix_us.map(time);
+        json!([p.left.get(), p.fork_lsn.0, p.reason, at, p.grant.node])
     });
     rows.collect()
-}
-
-/// `/config`: what the cluster has agreed on.
-pub(super) fn config(status: &ClusterStatus) -> Value {
-    let Some(dial) = &status.dial else { return json!({}) };
-    json!({
-        "durability": {
-            "mode": dial.mode.to_string(),
-            "rpo_seconds": dial.ceiling_seconds,
-            "on_passive_loss": dial.on_passive_loss,
-            "promote_without_lease_wait": dial.promote_without_lease_wait,
-            "durable_copies": status.durable_copies,
-        },
-        "version": dial.config_version,
-    })
 }
 
 fn member(status: &ClusterStatus, node: &NodeStatus, scheme: &str) -> Value {
     let mut member = json!({
         "name": node.name,
-        "role": match (node.role, waited_for(status, &node.name)) {
+        "role": match (node.role, status.waited(&node.name)) {
             (SiteRole::Active, _) => "leader",
             (_, Waited::Each) => "sync_standby",
             (_, Waited::Some) => "quorum_standby",
@@ -130,13 +112,12 @@ fn member(status: &ClusterStatus, node: &NodeStatus, scheme: &str) -> Value {
         return member;
     }
     let unknown = |lag: Option<u64>| lag.map_or_else(|| Value::from("unknown"), Value::from);
-    let text = |lsn: Option<Lsn>| lsn.map_or("unknown".to_owned(), |lsn| lsn.to_string());
     member["lag"] = unknown(node.replay_lag_bytes);
-    member["lsn"] = text(node.replay_lsn).into();
+    member["lsn"] = lsn(node.replay_lsn);
     member["receive_lag"] = unknown(node.durable_lag_bytes);
-    member["receive_lsn"] = text(node.durable_lsn).into();
+    member["receive_lsn"] = lsn(node.durable_lsn);
     member["replay_lag"] = unknown(node.replay_lag_bytes);
-    member["replay_lsn"] = text(node.replay_lsn).into();
+    member["replay_lsn"] = lsn(node.replay_lsn);
     member
 }
 
@@ -186,7 +167,7 @@ fn replication(status: &ClusterStatus) -> Value {
             "application_name": node.name,
             "client_addr": node.grpc_address.rsplit_once(':').map(|(host, _)| host),
             "state": "streaming",
-            "sync_state": match waited_for(status, &node.name) {
+            "sync_state": match status.waited(&node.name) {
                 Waited::Each => "sync",
                 Waited::Some => "quorum",
                 Waited::No => "async",
@@ -231,7 +212,7 @@ pub(super) fn metrics(facts: &Facts<'_>) -> String {
     };
     let flag = |yes: bool| Some(f64::from(u8::from(yes)));
     let replica = own.role == SiteRole::Passive;
-    let waited = waited_for(&status, &own.name);
+    let waited = status.waited(&own.name);
     let at = |lsn: Option<Lsn>| lsn.map(|lsn| lsn.0 as f64);
     let seconds = |unix_us: Option<i64>| unix_us.map(|us| us as f64 / 1e6);
     put("postgres_running", "gauge", "1 if PostgreSQL answers.", flag(own.postgres_running));

@@ -6,6 +6,7 @@
 
 mod acceptance;
 mod build;
+mod derived;
 mod flush_history;
 mod readiness;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use crate::receipts::ReceiptSummary;
 
 pub(crate) use build::operation;
 pub use build::{StatusBuilder, StatusInputs};
+pub use derived::{Promotion, Waited};
 pub(crate) use readiness::replaying;
 pub use readiness::{Readiness, readiness};
 
