@@ -294,7 +294,9 @@ impl World {
     fn attach(&mut self, node: usize, holder: usize, source: u64) {
         let id = self.number();
         let kind = self.machines[node].kind;
-        if self.machines[node].journal.wal.is_none() {
+        // One that has received nothing yet has no file: it asks anew where to begin (`receiver.rs`).
+        let empty = |wal: &Wal| kind == NodeKind::Journal && wal.bytes() == wal.begin();
+        if self.machines[node].journal.wal.as_ref().is_none_or(empty) {
             // An empty journal begins some way before what the standby has; one that has no standby, some
             // way before the end of what the primary has.
             let of = match kind {
