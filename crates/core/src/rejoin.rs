@@ -86,7 +86,7 @@ pub fn plan(survey: &Survey, system_id: SystemId, history: &[Lineage], at_least:
             });
             match position {
                 Some(position) => {
-                    let fork = history.get(position + 1).and_then(|next| next.fork_lsn);
+                    let fork = left_at(history, position);
                     judge_end(*timeline, *end_lsn, fork, &join)
                 }
                 None => {
@@ -143,12 +143,16 @@ fn last_shared(recorded: &[Lineage], history: &[Lineage]) -> Option<(usize, usiz
     recorded.iter().enumerate().rev().find_map(|(i, m)| shared(m).map(|t| (i, t)))
 }
 
+/// Where a history leaves the WAL of its link `at`. That need not be where the next link begins: after a
+/// promotion whose WAL was given up, by an accepted loss, the one after it may fork further back.
+fn left_at(lineage: &[Lineage], at: usize) -> Option<Lsn> {
+    lineage[at + 1..].iter().filter_map(|later| later.fork_lsn).min()
+}
+
 /// Where the two histories part, if they share anything.
 fn last_common_fork(recorded: &[Lineage], history: &[Lineage]) -> Option<Lsn> {
     let (mine, theirs) = last_shared(recorded, history)?;
-    let fork_of =
-        |lineage: &[Lineage], at: usize| lineage.get(at + 1).and_then(|next| next.fork_lsn);
-    match (fork_of(recorded, mine), fork_of(history, theirs)) {
+    match (left_at(recorded, mine), left_at(history, theirs)) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
@@ -194,6 +198,20 @@ mod tests {
         let history = [link(1, 1, 10, None), link(2, 2, 20, Some(100))];
         let survey = cluster(1, 100, vec![link(1, 1, 10, None)]);
         assert_eq!(rung_of(survey, &history), Some((Rung::Follow, None)));
+    }
+
+    #[test]
+    fn a_later_promotion_that_forked_further_back_is_what_counts() {
+        // The second promotion never left its machine, and an accepted loss promoted a node that had less.
+        let history = [link(1, 1, 10, None), link(2, 2, 20, Some(100)), link(3, 3, 30, Some(60))];
+        for (end, rung) in [(100, Some((Rung::Rewind, Some(Lsn(60))))), (60, Some((Rung::Follow, None)))] {
+            assert_eq!(rung_of(cluster(1, end, vec![link(1, 1, 10, None)]), &history), rung);
+        }
+        // The given-up promotion's own node; of what it shares with the others everything from there on is kept.
+        let survey = cluster(2, 150, vec![link(1, 1, 10, None), link(2, 2, 20, Some(100))]);
+        assert_eq!(rung_of(survey, &history), Some((Rung::Rewind, Some(Lsn(60)))));
+        let survey = cluster(2, 150, vec![link(1, 1, 10, None), link(2, 2, 21, Some(100))]);
+        assert_eq!(rung_of(survey, &history), Some((Rung::Clone, Some(Lsn(60)))));
     }
 
     #[test]
