@@ -204,7 +204,9 @@ mod tests {
     fn a_later_promotion_that_forked_further_back_is_what_counts() {
         // The second promotion never left its machine, and an accepted loss promoted a node that had less.
         let history = [link(1, 1, 10, None), link(2, 2, 20, Some(100)), link(3, 3, 30, Some(60))];
-        for (end, rung) in [(100, Some((Rung::Rewind, Some(Lsn(60))))), (60, Some((Rung::Follow, None)))] {
+        for (end, rung) in
+            [(100, Some((Rung::Rewind, Some(Lsn(60))))), (60, Some((Rung::Follow, None)))]
+        {
             assert_eq!(rung_of(cluster(1, end, vec![link(1, 1, 10, None)]), &history), rung);
         }
         // The given-up promotion's own node; of what it shares with the others everything from there on is kept.

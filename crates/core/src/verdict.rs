@@ -111,6 +111,13 @@ pub enum Reason {
     SoleSurvivor,
     /// After a recovery: without the active, nobody could be elected.
     NoVotes,
+    /// Without the active, those who are heard are no majority of the voters.
+    TooFewVoters {
+        /// How many of the others are heard.
+        heard: usize,
+        /// How many votes it takes.
+        needed: usize,
+    },
     /// Commits waited for some of several nodes only, and too few of those are heard to tell what they
     /// have.
     TooFewCopies {
@@ -159,6 +166,7 @@ impl Reason {
             Reason::NoPassive => "no-passive",
             Reason::SoleSurvivor => "sole-survivor",
             Reason::NoVotes => "no-votes",
+            Reason::TooFewVoters { .. } => "too-few-voters",
             Reason::TooFewCopies { .. } => "too-few-copies",
             Reason::CandidateSilent { .. } => "candidate-silent",
             Reason::CandidateNotReady { .. } => "candidate-not-ready",
@@ -220,6 +228,11 @@ impl fmt::Display for Reason {
                 "the active has the only vote, until enough other nodes are back that they are a \
                  majority without it: `understudy recover --rejoin` on each of them",
             ),
+            Reason::TooFewVoters { heard, needed } => write!(
+                f,
+                "without the active {heard} of the voters would be left of those who are heard, and it takes \
+                 {needed}: start the missing nodes, or mend the line to them"
+            ),
             Reason::TooFewCopies { heard, needed } => write!(
                 f,
                 "{heard} of the nodes that commits waited for can be asked, and {needed} have to be: only \
@@ -269,15 +282,16 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
             let lost = evidence.lease_over
                 || state.holder.as_ref().is_some_and(|holder| holder.released.is_some());
             let choice = choose_by(evidence, if lost { Rule::Promotion } else { Rule::Outlook });
+            let outlook = !lost && state.handover().is_none();
+            let short = voters_short(evidence).filter(|_| outlook);
             match choice {
                 _ if state.pause.is_some() && !state.is_ordered() => no(Reason::Paused),
                 Err(Reason::NoPassive) if state.recovery.is_some() => no(Reason::SoleSurvivor),
-                Ok(_)
-                    if !lost && state.handover().is_none() && !state.can_elect_without_holder() =>
-                {
-                    no(Reason::NoVotes)
-                }
+                Ok(_) if outlook && !state.can_elect_without_holder() => no(Reason::NoVotes),
                 Err(reason) => no(reason),
+                Ok(_) if let Some((heard, needed)) = short => {
+                    no(Reason::TooFewVoters { heard, needed })
+                }
                 Ok(found) => {
                     let candidate = state.name_of(found.node);
                     let reason = if lost {
@@ -292,6 +306,18 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
             }
         }
     }
+}
+
+/// How many of the voters other than the holder are heard, and how many it takes to decide that it is lost, if
+/// those are too few. Only an outlook: once it is lost, the majority that is heard decides.
+fn voters_short(evidence: &Evidence<'_>) -> Option<(usize, usize)> {
+    let state = evidence.state;
+    let holder = state.holder.as_ref().map(|holder| holder.node);
+    let voters = state.voters();
+    let needed = voters.len() / 2 + 1;
+    let others = voters.iter().filter(|voter| Some(**voter) != holder);
+    let heard = others.filter(|voter| evidence.report_of(**voter).is_some()).count();
+    (heard < needed).then_some((heard, needed))
 }
 
 /// Who would be promoted if the active were lost: the eligible node with the most WAL.

@@ -699,6 +699,24 @@ fn reason(world: &World) -> Reason {
 }
 
 #[test]
+fn a_loss_would_not_be_answered_while_the_others_are_too_few_to_decide_it() {
+    let mut world = World::new(DurabilityMode::Zero);
+    world.run_until("protected", LONG, protected);
+    let seen_by = |world: &World, id: NodeId| world.machines[&id].core.verdict(world.now);
+    world.kill(WITNESS);
+    for node in [NORTH, SOUTH] {
+        world.run_until("the silence to be noticed", LONG, |w| {
+            matches!(seen_by(w, node).reason, Reason::TooFewVoters { heard: 1, needed: 2 })
+        });
+        assert!(!seen_by(&world, node).would_fail_over);
+    }
+    world.restart(WITNESS, 2);
+    world.run_until("ready again", LONG, |w| {
+        matches!(seen_by(w, SOUTH).reason, Reason::Ready { .. })
+    });
+}
+
+#[test]
 fn after_a_failover_and_the_way_back_each_further_one_waits_longer_up_to_a_bound() {
     let mut world = World::new(DurabilityMode::Zero);
     damp(&mut world);

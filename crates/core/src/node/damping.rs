@@ -156,6 +156,7 @@ impl Core {
             | Reason::NoPassive
             | Reason::SoleSurvivor
             | Reason::NoVotes
+            | Reason::TooFewVoters { .. }
             | Reason::TooFewCopies { .. }
             | Reason::CandidateSilent { .. }
             | Reason::CandidateNotReady { .. }

@@ -208,10 +208,21 @@ impl ClusterState {
     /// If the holder were lost, the votes of the others would still be a majority. In a founded
     /// cluster every member votes, and losing one is what it is made for.
     pub fn can_elect_without_holder(&self) -> bool {
-        let Some(recovery) = &self.recovery else { return true };
+        if self.recovery.is_none() {
+            return true;
+        }
+        let voters = self.voters();
         let holder = self.holder.as_ref().map(|holder| holder.node);
-        let left = recovery.voters.iter().filter(|voter| Some(**voter) != holder).count();
-        left * 2 > recovery.voters.len()
+        let left = voters.iter().filter(|voter| Some(**voter) != holder).count();
+        left * 2 > voters.len()
+    }
+
+    /// Whose votes count: in a founded cluster every member's.
+    pub fn voters(&self) -> BTreeSet<NodeId> {
+        match &self.recovery {
+            Some(recovery) => recovery.voters.iter().copied().collect(),
+            None => self.members.keys().copied().collect(),
+        }
     }
 
     /// A configured node comes (back) into an incarnation that was recovered, with a storage that was
