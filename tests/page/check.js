@@ -28,6 +28,7 @@ const ABSENCE_SAYS = [
   /^operations\[\d+\]\.(what|detail)$/, // nothing to add
   /^nodes\[\d+\]\.(mark|trouble|warnings|progress|newest_receipt|release_delay_seconds|leader)$/, // none
   /^failover\.accept_command$/, // no command would help
+  /^validation\.findings\[\d+\]\.node$/, // about the cluster
 ];
 /** Positions of another role, a former one mostly: shown while they are told, not missed otherwise. */
 const OTHER_ROLES = { active: ["durable_lsn", "replay_lsn"], passive: ["flush_lsn", "released_lsn"] };

@@ -16,6 +16,7 @@ mod replay;
 mod rpo;
 mod status;
 mod switchover;
+mod validate;
 mod wal;
 
 use std::path::PathBuf;
@@ -73,6 +74,12 @@ enum Verb {
     History(patroni::ListArgs),
     /// Show what the cluster has agreed on.
     ShowConfig(ShowConfigArgs),
+    /// Would a failover work now? What stands in its way, what it would cost, what to do.
+    ///
+    /// Every node is asked how it stands: versions, libraries, collations, settings, pg_hba.conf, disks,
+    /// clocks, certificates, gaps in the WAL, lag, logical slots, who reaches whom, and whether load
+    /// balancers ask every data node. Changes nothing. Exits 1 when a failover would not work.
+    Validate(validate::ValidateArgs),
     /// Make another node active now.
     Failover(operate::FailoverArgs),
     /// Make another node active with the active's help, losing nothing.
@@ -165,6 +172,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::ShowConfig(args) => client(patroni::show_config(&context.load()?, args.output)),
         Verb::Completions(args) => manual::completions(Arguments::command(), &args),
         Verb::Man(args) => manual::man(Arguments::command(), &args),
+        Verb::Validate(args) => client(validate::run(&context.load()?, &args)),
         Verb::Failover(args) => client(operate::failover(&context.load()?, &args)),
         Verb::Switchover(args) => client(switchover::run(&context.load()?, &args)),
         Verb::Rpo(args) => client(rpo::run(&context.load()?, &args)),
@@ -224,6 +232,7 @@ mod tests {
             "understudy status --output yaml",
             "understudy completions bash",
             "understudy man --dir /m",
+            "understudy validate --node north --strict --output json",
             "understudy failover --to south --reason storm --yes --wait",
             "understudy failover --to south --accept-loss 14s --epoch 3 --reason storm --yes",
             "understudy failover --accept-loss any --accept-loss-bytes 9 --epoch 1.3 --reason storm",

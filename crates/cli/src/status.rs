@@ -16,6 +16,7 @@ use understudy_proto::v1::admin_client::AdminClient;
 use crate::context::{Context, ContextNode};
 use crate::operate::CallError;
 use crate::output::{self, Output};
+use crate::validate;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -155,6 +156,9 @@ fn write_verdict(text: &mut String, status: &ClusterStatus, colours: bool) -> st
     writeln!(text, "automatic failover: {mark}, {}", status.failover.words)?;
     if let Some(command) = &status.failover.accept_command {
         writeln!(text, "the role break-glass may accept the loss: {command}")?;
+    }
+    if let Some(report) = &status.validation {
+        writeln!(text, "{}", validate::line(report))?;
     }
     if let Some(line) = status.lineage.last().and_then(lost_with) {
         writeln!(text, "{line}")?;

@@ -38,6 +38,8 @@ pub const TABLE: &[(&str, Access)] = &[
     ("/understudy.v1.WalFiles/GetWalStatus", NodesAnd(Role::Viewer)),
     ("/understudy.v1.WalFiles/ListWalFiles", NodesAnd(Role::Viewer)),
     ("/understudy.v1.WalFiles/VerifyWal", Persons(Role::Operator)),
+    ("/understudy.v1.Validation/Validate", NodesAnd(Role::Viewer)),
+    ("/understudy.v1.Validation/DescribeFitness", NodesAnd(Role::Viewer)),
     ("/understudy.v1.Recovery/Describe", NodesAnd(Role::Viewer)),
     ("/understudy.v1.Peer/Hello", Nodes),
     ("/understudy.v1.Peer/AppendEntries", Nodes),

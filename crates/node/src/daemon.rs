@@ -149,7 +149,8 @@ fn stop_at_broken_invariants(last_words: LastWordsCell) {
 
 async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<(), RunError> {
     let identity = load_identity(&config)?;
-    crate::metrics::set_certificates(identity.not_after(), identity.authority_not_after());
+    let not_after = (identity.not_after(), identity.authority_not_after());
+    crate::metrics::set_certificates(not_after.0, not_after.1);
     prepare_directories(&config)?;
     let clock: Arc<dyn Clock> = Arc::new(BootClock);
     let grpc = Listener::bind(config.listen_grpc, &identity, ListenOptions::default())
@@ -169,6 +170,7 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         NodeKind::Data | NodeKind::Witness => None,
     };
     let report_dialers = dialers(&config, &identity, &ChannelOptions::consensus())?;
+    let asking = dialers(&config, &identity, &ChannelOptions::admin())?;
     let bulk = dialers(&config, &identity, &ChannelOptions::bulk())?;
     let bulk: BulkDialer = Arc::new(move |node| bulk.get(&node).cloned());
     let (consensus, applied) = Consensus::start(consensus_options(&config, &identity))
@@ -300,6 +302,7 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         (None, None) => None,
     };
     let service_manager = ServiceManager::start();
+    let ask = config.peers().map(|peer| (peer.name.clone(), asking[&peer.id].channel())).collect();
     let doors = Doors {
         config: Arc::new(config),
         consensus: consensus.clone(),
@@ -315,6 +318,9 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         follower,
         superseded,
         service_manager: service_manager.clone(),
+        ask,
+        not_after,
+        validation: watch::Sender::new(None),
     };
     let served = doors::serve(doors, grpc, http, metrics, shutdown.clone());
     let ended = wait_for_end(&consensus, served, fatal.subscribe(), &shutdown, &service_manager);

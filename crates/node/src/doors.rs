@@ -5,17 +5,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 use understudy_consensus::{Consensus, ProposeError};
 use understudy_core::node::PeerReport;
 use understudy_core::{Command, Outcome};
 use understudy_proto::v1::peer_server::PeerServer;
 use understudy_proto::v1::receipts_server::ReceiptsServer;
 use understudy_proto::v1::recovery_server::RecoveryServer;
+use understudy_proto::v1::validation_server::ValidationServer;
 use understudy_proto::v1::wal_files_server::WalFilesServer;
 use understudy_proto::v1::wal_server::WalServer;
 use understudy_shipping::permit_cell::PermitCell;
@@ -33,7 +35,7 @@ use crate::daemon::RunError;
 use crate::driver::{Shared, View};
 use crate::follower::Follower;
 use crate::hands::{Hands, tunnel_roles};
-use crate::http::{HttpDoor, HttpState};
+use crate::http::{HealthCheckers, HttpDoor, HttpState};
 use crate::metrics::{Local, StatusMetrics, set_compression};
 use crate::observer::LocalSeen;
 use crate::own_report;
@@ -43,6 +45,9 @@ use crate::recovery::{OPEN_PATHS, RecoveryService, Superseded};
 use crate::reports::Board;
 use crate::service_manager::{ServiceManager, StatusLine, feed_watchdog};
 use crate::status::{ClusterStatus, StatusBuilder, StatusInputs, Writability, WritabilityFn};
+use crate::validation::{
+    Describer, DescriberOptions, ValidationReport, ValidationService, Validator, keep_validating,
+};
 use crate::wal_files::WalFilesService;
 use crate::wal_service::WalService;
 
@@ -72,6 +77,12 @@ pub(crate) struct Doors {
     /// Hears of a newer incarnation of the cluster.
     pub(crate) superseded: Arc<Superseded>,
     pub(crate) service_manager: ServiceManager,
+    /// Channels for questions that nothing waits for.
+    pub(crate) ask: BTreeMap<NodeName, Channel>,
+    /// Until when this node's certificate is valid, and the authority's.
+    pub(crate) not_after: (SystemTime, Option<SystemTime>),
+    /// The newest look whether a failover would work.
+    pub(crate) validation: watch::Sender<Option<Arc<ValidationReport>>>,
 }
 
 /// Opens the doors and keeps them open until `shutdown`.
@@ -90,6 +101,7 @@ pub(crate) async fn serve(
     let (publisher, status) = watch::channel(Arc::new(first));
     let last_publish = Arc::new(AtomicU64::new(doors.clock.now().0));
     tokio::spawn(publish(doors.clone(), publisher, last_publish.clone()));
+    let health_checkers = HealthCheckers::default();
     let state = HttpState {
         status: status.clone(),
         last_publish,
@@ -98,6 +110,7 @@ pub(crate) async fn serve(
         clock: doors.clock.clone(),
         metrics,
         patroni_metrics: doors.config.http.patroni_metrics,
+        health_checkers: health_checkers.clone(),
     };
     http.spawn(state, shutdown.clone())
         .map_err(|error| RunError::Part { what: "start the HTTP door", source: error.into() })?;
@@ -128,6 +141,9 @@ pub(crate) async fn serve(
     let journal = doors.follower.as_ref().map(|follower| follower.journal().clone());
     let wal_files = WalFilesService::new(name, journal, hands, doors.seen.clone());
     let routes = routes.add_service(WalFilesServer::new(wal_files));
+    let validator = doors.validator(status_of_this.clone(), health_checkers);
+    tokio::spawn(keep_validating(validator.clone()));
+    let routes = routes.add_service(ValidationServer::new(ValidationService::new(validator)));
     let describing = RecoveryService {
         config: doors.config.clone(),
         incarnation: doors.superseded.own,
@@ -184,6 +200,25 @@ impl Doors {
         })
     }
 
+    /// Looks whether a failover would work.
+    fn validator(
+        &self,
+        status: watch::Receiver<Arc<ClusterStatus>>,
+        health_checkers: HealthCheckers,
+    ) -> Validator {
+        let describer = Describer::new(DescriberOptions {
+            config: self.config.clone(),
+            status: status.clone(),
+            seen: self.seen.clone(),
+            hands: self.hands.clone(),
+            journal: self.follower.as_ref().map(|follower| follower.journal().clone()),
+            health_checkers,
+            not_after: self.not_after,
+        });
+        let newest = self.validation.clone();
+        Validator::new(describer, self.ask.clone(), status, self.config.timing, newest)
+    }
+
     /// Makes the own report and the status of this moment.
     fn snapshot(&self, view: &View, builder: &mut StatusBuilder, sequence: u64) -> ClusterStatus {
         let now = self.clock.now();
@@ -192,6 +227,7 @@ impl Doors {
         self.board.pin_own(self.config.id, report);
         let leadership = *self.consensus.leadership().borrow();
         let state = self.consensus.state().borrow().clone();
+        let validation = self.validation.borrow().clone();
         builder.build(&StatusInputs {
             cluster: self.config.cluster,
             me: self.config.id,
@@ -208,6 +244,7 @@ impl Doors {
             now,
             wall_unix_us: wall_unix_us(),
             writable_since_unix_us: view.serving_since_unix_us.filter(|_| writable),
+            validation: validation.as_deref(),
         })
     }
 }

@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod receipts;
 pub mod recovery;
 pub mod status;
+pub mod validation;
 pub mod wal_files;
 pub mod wal_get;
 

@@ -29,6 +29,7 @@ pub fn install() -> Result<PrometheusHandle, MetricsError> {
     crate::limits::describe();
     crate::retention::describe();
     crate::recorder::describe();
+    crate::validation::describe_metrics();
     set_verified(None);
     Ok(handle)
 }

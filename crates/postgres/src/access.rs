@@ -80,6 +80,16 @@ fn with_block(text: &[u8], block: &str) -> Vec<u8> {
     result
 }
 
+/// How many lines at the top are ours.
+pub(crate) fn block_lines(text: &[u8]) -> usize {
+    let lines = text.split(|byte| *byte == b'\n');
+    let mut ours = lines.take_while(|line| !line.starts_with(END.as_bytes()));
+    match ours.next() {
+        Some(first) if first.starts_with(BEGIN.as_bytes()) => ours.count() + 2,
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +113,16 @@ mod tests {
         let result = String::from_utf8(hba_with_block(text.as_bytes(), HbaMode::Open)).unwrap();
         assert!(result.ends_with("local all mine peer\n"), "{result}");
         assert_eq!(result.matches(BEGIN).count(), 1);
+    }
+
+    #[test]
+    fn the_lines_of_the_block_are_counted_with_both_of_its_marks() {
+        for mode in [HbaMode::Closed, HbaMode::Open] {
+            let text = hba_with_block(USERS, mode);
+            let rest = text.split_inclusive(|byte| *byte == b'\n').skip(block_lines(&text));
+            assert_eq!(rest.collect::<Vec<_>>().concat(), USERS);
+        }
+        assert_eq!(block_lines(USERS), 0);
     }
 
     #[test]

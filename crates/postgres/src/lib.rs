@@ -15,6 +15,7 @@ mod copy;
 mod drain;
 mod error;
 mod fence;
+mod fitness;
 mod guardian;
 mod limits;
 mod os;
@@ -33,6 +34,7 @@ pub use copy::{CopySource, Progress, Rewound, source_checkpoint_timeline};
 pub use drain::DrainedClients;
 pub use error::{Error, Result};
 pub use fence::FenceProof;
+pub use fitness::ServerFitness;
 pub use guardian::{
     Guard, GuardianError, GuardianLink, GuardianOptions, GuardianRecord, WatchError, WatchOptions,
     watch,

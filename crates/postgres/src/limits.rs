@@ -113,7 +113,8 @@ impl Server {
         Ok(count(get(&row, "tables")?))
     }
 
-    async fn limited_session(&self, database: &str) -> Result<PgConnection> {
+    /// A session whose statements PostgreSQL itself ends in time.
+    pub(crate) async fn limited_session(&self, database: &str) -> Result<PgConnection> {
         let settings = self.settings();
         let mut session = connection::open_in(settings, database, PATIENCE).await?;
         let statement = sqlx::query("SELECT set_config('statement_timeout', $1, false)")

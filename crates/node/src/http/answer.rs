@@ -115,6 +115,24 @@ const ORDERS: &[(&str, &str)] = &[
     ("/config", "understudy rpo set"),
 ];
 
+/// Whether load balancers find their servers by this path; what only looks after the node does not count.
+pub(super) fn finds_servers(path: &str) -> bool {
+    let found = PATHS.iter().find(|(known, _)| *known == path);
+    found.is_some_and(|(_, question)| match question {
+        Question::Live | Question::Ready | Question::Health => false,
+        Question::Readiness
+        | Question::Primary
+        | Question::Replica
+        | Question::Synchronous
+        | Question::Quorum
+        | Question::Asynchronous
+        | Question::ReadOnly
+        | Question::ReadOnlySync
+        | Question::ReadOnlyQuorum
+        | Question::StandbyLeader => true,
+    })
+}
+
 /// The answer to a GET of this path and query.
 pub(super) fn answer(path: &str, query: Option<&str>, facts: &Facts<'_>) -> Answer {
     let good = |content| Answer { code: StatusCode::OK, content };

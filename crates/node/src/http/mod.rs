@@ -7,6 +7,7 @@
 //! from the WAL, and the WAL none from a health check. Slow or too many clients hold up nobody.
 
 mod answer;
+mod checkers;
 mod connections;
 mod lag;
 mod page;
@@ -18,10 +19,10 @@ mod tls;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{Method, Request, Response, header};
@@ -43,6 +44,7 @@ use answer::{Answer, Content, Facts};
 use connections::{Connections, Place};
 use tls::TlsNow;
 
+pub use checkers::HealthCheckers;
 pub use tls::HttpTlsError;
 
 /// Connections at the same time; beyond it the one that has been idle longest is closed for a new one.
@@ -72,6 +74,8 @@ pub struct HttpState {
     pub metrics: PrometheusHandle,
     /// Whether it has Patroni's names too.
     pub patroni_metrics: bool,
+    /// Who asks health paths.
+    pub health_checkers: HealthCheckers,
 }
 
 impl std::fmt::Debug for HttpState {
@@ -204,7 +208,7 @@ impl HttpDoor {
             let tls = tls.as_ref().map(|tls| tls.borrow().clone());
             tokio::spawn(async move {
                 let place = Arc::new(place);
-                let served = open(stream, tls, asked, place.clone());
+                let served = open(stream, peer.ip(), tls, asked, place.clone());
                 tokio::select! {
                     () = shutdown.cancelled() => {}
                     () = place.taken() => tracing::debug!(%peer, "idle connection closed for another"),
@@ -228,25 +232,34 @@ struct Asked {
 
 async fn open(
     stream: TcpStream,
+    peer: IpAddr,
     tls: Option<Arc<rustls::ServerConfig>>,
     asked: Arc<Asked>,
     place: Arc<Place>,
 ) -> Result<(), String> {
     // An answer is one small packet; waiting for more of it would only delay a health check.
     let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else { return serve_one(stream, asked, place).await };
+    let Some(tls) = tls else { return serve_one(stream, peer, asked, place).await };
     let handshake = TlsAcceptor::from(tls).accept(stream);
     let opened = tokio::time::timeout(REQUEST_READ_TIMEOUT, handshake).await;
     let stream = opened.map_err(|_| "no TLS handshake in time".to_owned())?;
-    serve_one(stream.map_err(|error| error.to_string())?, asked, place).await
+    serve_one(stream.map_err(|error| error.to_string())?, peer, asked, place).await
 }
 
-async fn serve_one<S>(stream: S, asked: Arc<Asked>, place: Arc<Place>) -> Result<(), String>
+async fn serve_one<S>(
+    stream: S,
+    peer: IpAddr,
+    asked: Arc<Asked>,
+    place: Arc<Place>,
+) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         place.answering();
+        if answer::finds_servers(request.uri().path()) {
+            asked.state.health_checkers.note(peer, Instant::now());
+        }
         let answer = respond(&asked, &request);
         place.answered();
         std::future::ready(Ok::<_, Infallible>(answer))

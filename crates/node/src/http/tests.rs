@@ -57,6 +57,7 @@ fn serve(door: HttpDoor, scene: &Scene) -> Door {
         clock: Arc::new(Fixed),
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         patroni_metrics: true,
+        health_checkers: HealthCheckers::default(),
     };
     let shutdown = CancellationToken::new();
     tokio::spawn(door.serve_at_most(PLACES, state, shutdown.clone()));

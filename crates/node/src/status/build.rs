@@ -20,6 +20,7 @@ use super::{
     STATUS_VERSION, SiteRole, StepProgress,
 };
 use crate::config;
+use crate::validation::ValidationReport;
 
 /// What a snapshot is made from.
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub struct StatusInputs<'a> {
     pub wall_unix_us: i64,
     /// Since when the active has been writable without a break, as this node knows it.
     pub writable_since_unix_us: Option<i64>,
+    /// The newest look whether a failover would work.
+    pub validation: Option<&'a ValidationReport>,
 }
 
 /// Makes snapshots, one after the other; keep one for the life of the daemon.
@@ -108,6 +111,7 @@ impl StatusBuilder {
             applied_index: inputs.applied_index,
             writable_since_unix_us: inputs.writable_since_unix_us,
             dial: state.identity.map(|_| dial(state)),
+            validation: inputs.validation.cloned(),
         }
     }
 

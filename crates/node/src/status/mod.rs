@@ -21,6 +21,7 @@ use understudy_types::{
 };
 
 use crate::receipts::ReceiptSummary;
+use crate::validation::ValidationReport;
 
 pub(crate) use build::operation;
 pub use build::{StatusBuilder, StatusInputs};
@@ -99,6 +100,9 @@ pub struct ClusterStatus {
     /// The dial as it is wanted; `durability` is what is in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dial: Option<DialView>,
+    /// The newest look of the answering node whether a failover would work; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationReport>,
 }
 
 /// The RPO dial, as an operator set it.
@@ -363,6 +367,7 @@ impl ClusterStatus {
         self.exposure_seconds = None;
         self.exposure_bytes = None;
         self.writable_since_unix_us = None;
+        self.validation = None;
         self.failover = FailoverVerdict {
             reason: "stale".to_owned(),
             words: words.to_owned(),

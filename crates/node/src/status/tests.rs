@@ -168,6 +168,7 @@ impl Scene {
             now: self.now,
             wall_unix_us: 1_700_000_000_000_000,
             writable_since_unix_us: Some(1_699_999_000_000_000),
+            validation: None,
         })
     }
 
@@ -299,6 +300,7 @@ fn before_founding_the_configured_members_are_shown() {
         now: NOW,
         wall_unix_us: 0,
         writable_since_unix_us: None,
+        validation: None,
     });
     assert_eq!((status.answered_by.as_str(), status.phase.as_str()), ("north", "bootstrap"));
     assert_eq!(status.own().unwrap().site, "attic");

@@ -48,6 +48,7 @@ impl From<&ClusterStatus> for v1::ClusterStatus {
                 promote_without_lease_wait: dial.promote_without_lease_wait,
                 config_version: dial.config_version,
             }),
+            validation: status.validation.as_ref().map(Into::into),
         }
     }
 }
@@ -172,6 +173,7 @@ impl TryFrom<v1::ClusterStatus> for ClusterStatus {
             applied_index: status.applied_index,
             writable_since_unix_us: status.writable_since_unix_us,
             dial: status.dial.map(TryInto::try_into).transpose()?,
+            validation: status.validation.map(TryInto::try_into).transpose()?,
         })
     }
 }

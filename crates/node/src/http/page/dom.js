@@ -26,6 +26,7 @@ export function render(page, shown, history, freshness, now) {
   put("tiles", ...shown.tiles.map((it) => tile(it, freshness)));
   put("nodes", ...shown.nodes.map((it) => card(it, freshness)));
   put("plots", ...shown.plots.map((plot) => drawPlot(plot, history.samples, now)));
+  put("validation", ...validation(shown.validation));
   put("events", ...eventList(shown.events));
   put("settings", ...shown.settings.map((group) => h("section", { class: "panel" }, h("h3", {}, group.title), facts(group.facts))));
 }
@@ -137,6 +138,15 @@ function card(node, { state }) {
       h("li", { class: note.state }, h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[note.state]),
         h("p", {}, h("strong", {}, `${note.label}: `), ...note.parts.map(piece))))),
     h("details", { class: "addresses" }, h("summary", {}, "Version ", piece(node.version), ", addresses"), facts(node.addresses)));
+}
+
+function validation({ facts: about, findings }) {
+  const item = (it) => h("li", { class: it.state }, h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[it.state]),
+    h("div", {}, h("p", {}, h("strong", {}, ...it.title.map(piece))), h("p", {}, ...it.words.map(piece)), h("p", {}, ...it.remedy.map(piece))));
+  return [
+    h("div", { class: "panel" }, facts(about)),
+    findings.length === 0 ? null : h("ul", { class: "panel notes" }, ...findings.map(item)),
+  ];
 }
 
 function eventList(all) {

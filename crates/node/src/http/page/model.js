@@ -23,6 +23,7 @@ export function view(answer, scheme = "http:") {
     tiles: [activeTile(status), failoverTile(status), exposureTile(status), leaseTile(status, nodes)],
     nodes: nodes.map((node, index) => card(status, node, `nodes[${index}]`)),
     plots: plots(status, nodes),
+    validation: validation(status),
     events: events(status),
     settings: settings(status),
   };
@@ -148,6 +149,36 @@ function leaseTile(status, nodes) {
       fact("Leader", text("leader", status.leader)),
       fact("Majority", yesNo("majority", status.majority, "heard", "not heard")),
     ],
+  };
+}
+
+// --- Validation ----------------------------------------------------------------------------------
+
+const SEVERITIES = { block: "bad", risk: "attention", note: "told" };
+
+/** What the answering node found when it last looked whether a failover would work. */
+function validation(status) {
+  const report = fields(status.validation);
+  const at = (field) => `validation.${field}`;
+  const [seconds, bytes] = ["expected_loss_seconds", "expected_loss_bytes"];
+  return {
+    facts: [
+      fact("Verdict", text(at("verdict"), report.verdict)),
+      fact("Looked", ...when(at("at_unix_us"), report.at_unix_us, status)),
+      fact("Judged by", text(at("judged_by"), report.judged_by)),
+      fact("Outage, at most", told(at("expected_outage_seconds"), amount(report.expected_outage_seconds), span)),
+      fact("Loss", ...both(report[seconds], report[bytes], at(seconds), at(bytes))),
+    ],
+    findings: list(report.findings).map(fields).map((finding, index) => {
+      const of = (field) => text(at(`findings[${index}].${field}`), finding[field]);
+      const about = finding.node === undefined ? ["cluster"] : [of("node")];
+      return {
+        state: Object.hasOwn(SEVERITIES, finding.severity) ? SEVERITIES[finding.severity] : "unknown",
+        title: [of("severity"), ", ", ...about, ": ", of("code")],
+        words: [of("words")],
+        remedy: ["Remedy: ", of("remedy")],
+      };
+    }),
   };
 }
 
