@@ -6,8 +6,18 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
-    let files = ["peer", "wal", "admin", "state", "receipt", "recovery", "wal_files", "validation"]
-        .map(|n| format!("understudy/v1/{n}.proto"));
+    let files = [
+        "peer",
+        "wal",
+        "admin",
+        "state",
+        "receipt",
+        "recovery",
+        "wal_files",
+        "validation",
+        "events",
+    ]
+    .map(|n| format!("understudy/v1/{n}.proto"));
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(&files, [&root])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

@@ -16,7 +16,7 @@ pub(crate) struct ConfigArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum ConfigVerb {
-    /// Say everything that is wrong with it; exit 0 if nothing is.
+    /// Say everything that is wrong with it, and with the programs of its hooks; exit 0 if nothing is.
     Check {
         /// The node's TOML file.
         file: PathBuf,
@@ -38,6 +38,11 @@ pub(crate) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
             let config = NodeConfig::load(file)?;
             for warning in &config.warnings {
                 eprintln!("warning: {warning}");
+            }
+            let wrong = config.check_hooks();
+            if !wrong.is_empty() {
+                let list: String = wrong.iter().map(|wrong| format!("\n  {wrong}")).collect();
+                anyhow::bail!("check the hooks of {}{list}", file.display());
             }
             println!("{}: good, node {}", file.display(), config.name);
             // Nothing in a file can be held against it, so it is said.

@@ -5,8 +5,10 @@
 mod config_command;
 mod context;
 mod demo;
+mod events;
 mod init;
 mod manual;
+mod nodes;
 mod operate;
 mod output;
 mod patroni;
@@ -66,6 +68,8 @@ enum Verb {
     Demo(demo::Args),
     /// Show the cluster: who is active, how far the others are behind, what would happen next.
     Status(status::StatusArgs),
+    /// Show what happened: roles, epochs, operations, troubles, hooks, as every node saw it.
+    Events(events::EventsArgs),
     /// List the nodes in patronictl's columns.
     List(patroni::ListArgs),
     /// The same, each passive below the active.
@@ -166,6 +170,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
             runtime.block_on(demo::run(args))
         }
         Verb::Status(args) => client(status::run(&context.load()?, &args)),
+        Verb::Events(args) => client(events::run(&context.load()?, &args)),
         Verb::List(args) => client(patroni::list(&context.load()?, &args, false)),
         Verb::Topology(args) => client(patroni::list(&context.load()?, &args, true)),
         Verb::History(args) => client(patroni::history(&context.load()?, &args)),
@@ -223,6 +228,9 @@ mod tests {
             "understudy run --config n.toml",
             "understudy --context c.toml status --watch --output json",
             "understudy status --context c.toml",
+            "understudy events",
+            "understudy events --follow --kind role-change --kind promotion --output json",
+            "understudy events --since 10m --limit 5 --node north --node south -o yaml",
             "understudy list",
             "understudy list -f tsv -w 5",
             "understudy list --output json",
@@ -293,6 +301,8 @@ mod tests {
             "understudy rpo set some --reason x",
             "understudy rpo set bounded --on-passive-loss panic --reason x",
             "understudy operation seven",
+            "understudy events --kind role",
+            "understudy events --since 10",
             "understudy list --watch 0",
             "understudy completions cmd",
             "understudy replay",

@@ -40,6 +40,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("/understudy.v1.WalFiles/VerifyWal", Persons(Role::Operator)),
     ("/understudy.v1.Validation/Validate", NodesAnd(Role::Viewer)),
     ("/understudy.v1.Validation/DescribeFitness", NodesAnd(Role::Viewer)),
+    ("/understudy.v1.Events/Watch", NodesAnd(Role::Viewer)),
     ("/understudy.v1.Recovery/Describe", NodesAnd(Role::Viewer)),
     ("/understudy.v1.Peer/Hello", Nodes),
     ("/understudy.v1.Peer/AppendEntries", Nodes),

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use understudy_consensus::{Consensus, ProposeError};
 use understudy_core::node::PeerReport;
 use understudy_core::{Command, Outcome};
+use understudy_proto::v1::events_server::EventsServer;
 use understudy_proto::v1::peer_server::PeerServer;
 use understudy_proto::v1::receipts_server::ReceiptsServer;
 use understudy_proto::v1::recovery_server::RecoveryServer;
@@ -33,8 +34,10 @@ use crate::clock::wall_unix_us;
 use crate::config::NodeConfig;
 use crate::daemon::RunError;
 use crate::driver::{Shared, View};
+use crate::events::{EventJournal, EventObserver, EventsService, know_the_agreed};
 use crate::follower::Follower;
 use crate::hands::{Hands, tunnel_roles};
+use crate::hooks::Hooks;
 use crate::http::{HealthCheckers, HttpDoor, HttpState};
 use crate::metrics::{Local, StatusMetrics, set_compression};
 use crate::observer::LocalSeen;
@@ -100,8 +103,10 @@ pub(crate) async fn serve(
     let first = wait_for_first(&doors).await;
     let (publisher, status) = watch::channel(Arc::new(first));
     let last_publish = Arc::new(AtomicU64::new(doors.clock.now().0));
-    tokio::spawn(publish(doors.clone(), publisher, last_publish.clone()));
     let health_checkers = HealthCheckers::default();
+    let events = EventJournal::new(doors.config.name.as_str());
+    let observer = doors.observer(&events, &status.borrow())?;
+    tokio::spawn(publish(doors.clone(), publisher, last_publish.clone(), observer));
     let state = HttpState {
         status: status.clone(),
         last_publish,
@@ -144,6 +149,8 @@ pub(crate) async fn serve(
     let validator = doors.validator(status_of_this.clone(), health_checkers);
     tokio::spawn(keep_validating(validator.clone()));
     let routes = routes.add_service(ValidationServer::new(ValidationService::new(validator)));
+    let events = EventsService::new(events, shutdown.clone());
+    let routes = routes.add_service(EventsServer::new(events));
     let describing = RecoveryService {
         config: doors.config.clone(),
         incarnation: doors.superseded.own,
@@ -250,6 +257,21 @@ impl Doors {
 }
 
 impl Doors {
+    /// Who sees what happens, from this first snapshot on; with it the hooks begin.
+    fn observer(
+        &self,
+        journal: &EventJournal,
+        first: &ClusterStatus,
+    ) -> Result<EventObserver, RunError> {
+        let hooks = Hooks::start(&self.config, journal)
+            .map_err(|error| RunError::Part { what: "start the hooks", source: error.into() })?;
+        let up_to_date = Arc::new(AtomicBool::new(false));
+        tokio::spawn(know_the_agreed(self.consensus.clone(), up_to_date.clone()));
+        let mut observer = EventObserver::new(journal.clone(), up_to_date, hooks);
+        observer.observe(first);
+        Ok(observer)
+    }
+
     /// What the streams to the others decided about compression; of one that is not there nothing is known.
     fn record_compression(&self) {
         let source = self.hands.as_ref().and_then(|hands| hands.source().borrow().clone());
@@ -274,6 +296,7 @@ async fn publish(
     doors: Doors,
     publisher: watch::Sender<Arc<ClusterStatus>>,
     last_publish: Arc<AtomicU64>,
+    mut observer: EventObserver,
 ) {
     let mut builder = StatusBuilder::default();
     let mut recorder = StatusMetrics::default();
@@ -302,6 +325,7 @@ async fn publish(
             last_late_release_at: cell.last_late_release.map(|late| late.at),
         };
         recorder.record(&status, &local);
+        observer.observe(&status);
         line.tell(&doors.service_manager, &status);
         doors.record_compression();
         if publisher.send(Arc::new(status)).is_err() {

@@ -30,6 +30,7 @@ pub fn install() -> Result<PrometheusHandle, MetricsError> {
     crate::retention::describe();
     crate::recorder::describe();
     crate::validation::describe_metrics();
+    crate::hooks::describe();
     set_verified(None);
     Ok(handle)
 }

@@ -1,37 +1,16 @@
 //! Which nodes hold WAL, and how each is asked.
 
-use std::time::Duration;
-
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 use understudy_proto::v1;
 use understudy_proto::v1::wal_files_client::WalFilesClient;
 
 use crate::context::{Context, ContextNode};
+use crate::nodes::{Reason, within};
 use crate::operate::CallError;
 use crate::status;
 
-/// How long a node may take to answer.
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// A thousand holes in a journal, or the pages of a segment of a gibibyte.
-const MESSAGE_BYTES_MAX: usize = 16 << 20;
-
-/// Why a node did not do what it was asked for.
-#[derive(Clone, Debug)]
-pub(super) enum Reason {
-    /// It cannot be reached, or stopped answering.
-    Unreachable(String),
-    /// It answered no.
-    Refused(String),
-}
-
-impl Reason {
-    pub(super) fn words(&self) -> &str {
-        match self {
-            Reason::Unreachable(words) | Reason::Refused(words) => words,
-        }
-    }
-}
+pub(super) const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
 /// A data node, and how to reach it.
 pub(super) struct DataNode<'a> {
@@ -89,27 +68,5 @@ impl DataNode<'_> {
         let mut client = self.client(context).await?;
         let answer = within(client.get_wal_status(v1::GetWalStatusRequest {})).await?;
         Ok(answer.into_inner())
-    }
-}
-
-/// An answer that comes in time.
-pub(super) async fn within<T>(
-    answer: impl Future<Output = Result<T, Status>>,
-) -> Result<T, Reason> {
-    match tokio::time::timeout(CALL_TIMEOUT, answer).await {
-        Ok(answer) => answer.map_err(|status| judged(&status)),
-        Err(_) => Err(Reason::Unreachable(format!("no answer in {CALL_TIMEOUT:?}"))),
-    }
-}
-
-fn judged(status: &Status) -> Reason {
-    let words = status.message().to_owned();
-    match status.code() {
-        Code::PermissionDenied
-        | Code::FailedPrecondition
-        | Code::ResourceExhausted
-        | Code::InvalidArgument
-        | Code::Unimplemented => Reason::Refused(words),
-        _ => Reason::Unreachable(words),
     }
 }

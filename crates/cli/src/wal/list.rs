@@ -10,8 +10,9 @@ use understudy_proto::v1;
 use understudy_types::Lsn;
 
 use super::ListArgs;
-use super::ask::{DataNode, Reason, data_nodes, within};
+use super::ask::{DataNode, data_nodes};
 use crate::context::Context;
+use crate::nodes::{Reason, within};
 use crate::operate::CallError;
 use crate::output::{self, FAILED, Output};
 use crate::status::moment;

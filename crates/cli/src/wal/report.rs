@@ -7,8 +7,8 @@ use understudy_proto::v1;
 use understudy_proto::v1::verify_wal_response::Step;
 use understudy_types::Lsn;
 
-use super::ask::Reason;
 use super::compare::{Comparison, Judgement, Whose};
+use crate::nodes::Reason;
 use crate::status::size;
 
 /// What one node found in one place.

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use understudy_proto::v1;
 use understudy_types::Lsn;
 
-use super::ask::{Reason, data_nodes};
+use super::ask::data_nodes;
 use crate::context::Context;
+use crate::nodes::Reason;
 use crate::output::{self, FAILED, Output};
 use crate::status::{paint, size};
 

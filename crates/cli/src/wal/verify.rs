@@ -19,10 +19,11 @@ use understudy_proto::v1::verify_wal_response::Step;
 use understudy_types::Lsn;
 
 use super::VerifyArgs;
-use super::ask::{DataNode, Reason, data_nodes, within};
+use super::ask::{DataNode, data_nodes};
 use super::progress::Progress;
 use super::report::Report;
 use crate::context::Context;
+use crate::nodes::{Reason, within};
 use crate::operate::CallError;
 use crate::output::{self, FAILED, Output};
 

@@ -5,6 +5,7 @@
 //! (durability) stands here only as the founding values; afterwards consensus has it.
 
 mod duration;
+mod hooks;
 mod parameters;
 mod raw;
 mod show;
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use hooks::{HookConfig, Trigger};
 pub use understudy_core::node::Damping;
 pub use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor, Timing};
 use understudy_types::{ClusterId, NodeId, NodeKind, NodeName, Region, SiteName};
@@ -69,6 +71,8 @@ pub struct NodeConfig {
     pub trace_bytes_max: u64,
     /// How much WAL is kept.
     pub wal: WalConfig,
+    /// Programs that are run on events at this node. Default: none.
+    pub hooks: Vec<HookConfig>,
     /// What is allowed but surely not meant; to be logged at start and printed by `config check`.
     pub warnings: Vec<String>,
 }
@@ -285,6 +289,11 @@ impl NodeConfig {
     /// The effective configuration, defaults filled in, as commented TOML that loads to the same.
     pub fn show(&self) -> String {
         show::show(self)
+    }
+
+    /// What of the hooks cannot work on this machine as it is now: looks at files and users.
+    pub fn check_hooks(&self) -> Vec<ConfigError> {
+        hooks::check(self)
     }
 
     /// This node's own entry in `members`.

@@ -36,6 +36,17 @@ pub(super) struct Raw {
     pub(super) trace: RawTrace,
     #[serde(default)]
     pub(super) wal: RawWal,
+    #[serde(default)]
+    pub(super) hooks: Vec<RawHook>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawHook {
+    pub(super) on: Vec<String>,
+    pub(super) command: Vec<String>,
+    pub(super) timeout: Option<String>,
+    pub(super) user: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -10,10 +10,10 @@ use std::time::Duration;
 use understudy_core::{OnPassiveLoss, OnSoleSurvivor};
 use understudy_types::NodeKind;
 
-use super::{AUTO, LogFormat, NodeConfig, PostgresConfig, WalConfig, duration, size};
+use super::{AUTO, LogFormat, NodeConfig, PostgresConfig, WalConfig, duration, hooks, size};
 
 /// A TOML string; debug form differs from it for exotic characters, so TOML itself writes it.
-fn text(value: &str) -> String {
+pub(super) fn text(value: &str) -> String {
     toml::Value::from(value).to_string()
 }
 
@@ -21,7 +21,7 @@ fn path(value: &Path) -> String {
     text(&value.to_string_lossy())
 }
 
-fn time(value: Duration) -> String {
+pub(super) fn time(value: Duration) -> String {
     text(&duration::format(value))
 }
 
@@ -47,7 +47,8 @@ fn write_all(config: &NodeConfig, out: &mut String) -> std::fmt::Result {
     timing(config, out)?;
     log(config, out)?;
     wal(config, out)?;
-    trace(config, out)
+    trace(config, out)?;
+    hooks::show(config, out)
 }
 
 fn identity(config: &NodeConfig, out: &mut String) -> std::fmt::Result {

@@ -242,3 +242,36 @@ fn a_witness_has_no_postgresql_and_a_data_node_must() {
     assert!(errors(&GOOD[..end])[0].contains("a data node needs"));
     assert!(parse(&swap(&GOOD[..end])).unwrap().postgres.is_none());
 }
+
+#[test]
+fn hooks_are_read_shown_and_refused_with_what_would_be_right() {
+    let good = format!(
+        "{GOOD}\n[[hooks]]\non = [\"role-change\", \"alert\"]\ncommand = [\"/bin/true\", \"a b\"]\n\
+         [[hooks]]\non = [\"info\"]\ncommand = [\"/nonexistent\"]\ntimeout = \"1m\"\nuser = \"nobody\"\n"
+    );
+    let config = parse(&good).unwrap();
+    assert_eq!(parse(&config.show()).unwrap(), config, "{}", config.show());
+    assert_eq!(config.hooks[0].timeout, std::time::Duration::from_secs(10));
+    let wrong: Vec<String> = config.check_hooks().iter().map(ToString::to_string).collect();
+    assert_eq!(wrong.len(), 1, "{wrong:?}");
+    assert!(wrong[0].starts_with("hooks[1].command = \"/nonexistent\": expected a program"));
+
+    let bad = format!(
+        "{GOOD}\n[[hooks]]\non = [\"role\", \"hook-failed\"]\ncommand = [\"true\"]\n\
+         timeout = \"1h\"\nuser = \"\"\n[[hooks]]\non = []\ncommand = []\n"
+    );
+    let errors = errors(&bad);
+    let expected = [
+        "hooks[0].on = \"role\": expected any of info, warning, alert, daemon-started, role-change",
+        "hooks[0].on = \"hook-failed\": expected any of",
+        "hooks[0].command = [\"true\"]: expected an absolute path",
+        "hooks[0].timeout = \"1h\": expected 100ms to 5m",
+        "hooks[0].user = \"\": expected a user's name",
+        "hooks[1].on = []: expected at least one kind",
+        "hooks[1].command = []: expected an absolute path",
+    ];
+    for part in expected {
+        assert!(errors.iter().any(|error| error.starts_with(part)), "{part} is not in {errors:#?}");
+    }
+    assert_eq!(errors.len(), expected.len(), "{errors:#?}");
+}

@@ -19,7 +19,7 @@ use super::raw::{
 };
 use super::{
     AUTO, ConfigError, HttpConfig, HttpTls, LogConfig, LogFormat, Member, NodeConfig,
-    PostgresConfig, TlsFiles, WalConfig, duration, parameters, size, split_host_port,
+    PostgresConfig, TlsFiles, WalConfig, duration, hooks, parameters, size, split_host_port,
 };
 
 /// The longest path of a Unix socket (`sun_path` of unix(7), less its terminator).
@@ -42,13 +42,18 @@ const WAL_KEEP_DEFAULT: u64 = 1 << 30;
 const WAL_MAX_MIN: u64 = 256 << 20;
 
 #[derive(Default)]
-struct Findings {
+pub(super) struct Findings {
     errors: Vec<ConfigError>,
     warnings: Vec<String>,
 }
 
 impl Findings {
-    fn error(&mut self, field: impl Into<String>, value: impl Display, remedy: impl Into<String>) {
+    pub(super) fn error(
+        &mut self,
+        field: impl Into<String>,
+        value: impl Display,
+        remedy: impl Into<String>,
+    ) {
         let (field, value, remedy) = (field.into(), value.to_string(), remedy.into());
         self.errors.push(ConfigError { field, value, remedy });
     }
@@ -73,7 +78,7 @@ impl Findings {
     }
 
     /// Sets `target` if the file says something.
-    fn duration(&mut self, field: &str, text: Option<&str>, target: &mut Duration) {
+    pub(super) fn duration(&mut self, field: &str, text: Option<&str>, target: &mut Duration) {
         let Some(text) = text else { return };
         match duration::parse(text) {
             Some(value) => *target = value,
@@ -97,7 +102,7 @@ impl Findings {
     }
 }
 
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("{text:?}")
 }
 
@@ -168,6 +173,7 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
     let log = log(&mut found, &raw.log);
     let trace_bytes_max = trace(&mut found, &raw.trace);
     let wal = wal(&mut found, &raw.wal);
+    let hooks = hooks::validate(&mut found, raw.hooks);
     if !found.errors.is_empty() {
         return Err(found.errors);
     }
@@ -194,6 +200,7 @@ pub(super) fn validate(raw: Raw, base: &Path) -> Result<NodeConfig, Vec<ConfigEr
             log,
             trace_bytes_max,
             wal,
+            hooks,
             warnings: found.warnings,
         })
     };
