@@ -7,6 +7,8 @@
 mod support;
 
 use std::fs::{self, Permissions};
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -15,7 +17,7 @@ use std::process::Command;
 use serde_json::Value;
 use support::BINARY;
 use support::lab::{DATA, Lab, NODES, WITNESS, ZERO};
-use support::processes::Background;
+use support::processes::{Background, run};
 
 /// The hooks of a node: scripts, and where they write.
 struct Desk {
@@ -213,4 +215,34 @@ fn hooks_of_both_sides_and_the_verb_tell_of_a_switchover_and_a_failover_and_noth
     let partly = lab.person("viewer", &["events", "--output=json"]);
     assert_eq!(partly.status.code(), Some(1), "{partly:?}");
     assert!(partly.stderr.contains("witness cannot be asked"), "{partly:?}");
+}
+
+#[test]
+fn the_example_of_a_hook_sends_the_event_to_a_webhook_and_says_when_it_cannot() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/hooks/understudy-notify");
+    let webhook = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/understudy", webhook.local_addr().unwrap());
+    let call = |answer: &'static str| {
+        let webhook = webhook.try_clone().unwrap();
+        let told = std::thread::spawn(move || {
+            let (mut stream, _) = webhook.accept().unwrap();
+            let mut request = String::new();
+            let mut piece = [0; 4096];
+            while !request.ends_with("}\n") {
+                let count = stream.read(&mut piece).unwrap();
+                request.push_str(std::str::from_utf8(&piece[..count]).unwrap());
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+            request
+        });
+        let line = "printf '%s\\n' '{\"kind\":\"promotion\"}' | sh \"$0\" \"$1\"";
+        let ended = run(Command::new("sh").args(["-c", line, script, &address]));
+        (ended, told.join().unwrap())
+    };
+    let (ended, request) = call("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n");
+    ended.good();
+    assert!(request.starts_with("POST /understudy ") && request.contains("application/json"));
+    assert!(request.ends_with("{\"kind\":\"promotion\"}\n"), "{request}");
+    let refuses = "HTTP/1.1 500 Broken\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    call(refuses).0.refused_with(&["500"]);
 }

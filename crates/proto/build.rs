@@ -16,6 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "wal_files",
         "validation",
         "events",
+        "log",
+        "debug",
     ]
     .map(|n| format!("understudy/v1/{n}.proto"));
     println!("cargo:rerun-if-changed={}", root.display());

@@ -4,9 +4,11 @@
 
 mod config_command;
 mod context;
+mod debug;
 mod demo;
 mod events;
 mod init;
+mod log;
 mod manual;
 mod nodes;
 mod operate;
@@ -104,6 +106,10 @@ enum Verb {
     Recover(recover::RecoverArgs),
     /// Show which WAL is held where, verify it, and copy single files.
     Wal(wal::WalArgs),
+    /// Show or change what the daemons log, while they run.
+    Log(log::LogArgs),
+    /// Collect what a bug report needs.
+    Debug(debug::DebugArgs),
     /// Watch a lease in place of a daemon that cannot; started by the daemon, not by people.
     #[command(hide = true)]
     Guard(GuardArgs),
@@ -188,6 +194,8 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Replay(args) => replay::run(&args),
         Verb::Recover(args) => client(recover::run(&args)),
         Verb::Wal(args) => wal::run(context, &args),
+        Verb::Log(args) => client(log::run(&context.load()?, &args)),
+        Verb::Debug(args) => client(debug::run(&context.load()?, &args)),
         Verb::Guard(args) => {
             understudy_node::guard::watch(&understudy_node::guard::WatchOptions {
                 dir: args.dir,
@@ -266,6 +274,11 @@ mod tests {
             "understudy wal verify",
             "understudy wal verify --node north --node south --from 1/0 --rate 128MiB --output json",
             "understudy wal verify --journal /d/wal --to 0/5000000",
+            "understudy log level",
+            "understudy log level info,understudy_core=debug --for 10m --node north --output json",
+            "understudy log level --reset",
+            "understudy debug bundle",
+            "understudy debug bundle --out b.tar.gz --trace-size 0 --output json",
             "understudy replay /d/trace",
             "understudy replay t.trace --from 2026-01-31T12:00:00Z --until 99 --only changes",
             "understudy replay t.trace --only decisions --output json",
@@ -303,6 +316,11 @@ mod tests {
             "understudy operation seven",
             "understudy events --kind role",
             "understudy events --since 10",
+            "understudy log",
+            "understudy log level --for 10m",
+            "understudy log level debug --reset",
+            "understudy log level debgu",
+            "understudy debug bundle --trace-size 16",
             "understudy list --watch 0",
             "understudy completions cmd",
             "understudy replay",

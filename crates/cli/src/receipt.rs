@@ -194,7 +194,14 @@ async fn list<'a>(
     Ok(found.into_iter().unzip())
 }
 
-async fn list_one(context: &Context, node: &ContextNode) -> Result<Vec<ReceiptSummary>, String> {
+/// The receipts that one node keeps.
+///
+/// # Errors
+/// Why they cannot be had, in words.
+pub(crate) async fn list_one(
+    context: &Context,
+    node: &ContextNode,
+) -> Result<Vec<ReceiptSummary>, String> {
     let channel = context.connect(node).await.map_err(|error| error.to_string())?;
     let mut client = ReceiptsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let answer = client.list_receipts(v1::ListReceiptsRequest {});

@@ -89,7 +89,11 @@ pub(crate) async fn fetch(context: &Context) -> Result<ClusterStatus, CallError>
     best.ok_or(CallError::Unreachable { reasons })
 }
 
-async fn ask(context: &Context, node: &ContextNode) -> Result<ClusterStatus, String> {
+/// One node's answer.
+///
+/// # Errors
+/// Why there is none, in words.
+pub(crate) async fn ask(context: &Context, node: &ContextNode) -> Result<ClusterStatus, String> {
     let channel = context.connect(node).await.map_err(|error| error.to_string())?;
     let mut client = AdminClient::new(channel);
     let answer = tokio::time::timeout(CALL_TIMEOUT, client.get_status(GetStatusRequest {})).await;

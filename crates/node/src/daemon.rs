@@ -46,6 +46,7 @@ use crate::recovery::{self, Superseded};
 use crate::reports::{self, Board};
 use crate::retention;
 use crate::service_manager::ServiceManager;
+use crate::telemetry::Telemetry;
 
 /// The node cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +103,7 @@ where
 /// Why it cannot run, or had to stop.
 pub fn run(config_path: &Path) -> Result<(), RunError> {
     let config = NodeConfig::load(config_path)?;
-    crate::telemetry::start(&config.log);
+    let telemetry = crate::telemetry::start(&config.log);
     let last_words = LastWordsCell::default();
     stop_at_broken_invariants(last_words.clone());
     for warning in &config.warnings {
@@ -116,7 +117,7 @@ pub fn run(config_path: &Path) -> Result<(), RunError> {
         .enable_all()
         .build()
         .map_err(part("start the runtime"))?;
-    let outcome = runtime.block_on(run_node(config, &last_words));
+    let outcome = runtime.block_on(run_node(config, &last_words, telemetry));
     // Streams that clients hold open must not hold the end up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -147,7 +148,11 @@ fn stop_at_broken_invariants(last_words: LastWordsCell) {
     }));
 }
 
-async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<(), RunError> {
+async fn run_node(
+    mut config: NodeConfig,
+    last_words: &LastWordsCell,
+    telemetry: Telemetry,
+) -> Result<(), RunError> {
     let identity = load_identity(&config)?;
     let not_after = (identity.not_after(), identity.authority_not_after());
     crate::metrics::set_certificates(not_after.0, not_after.1);
@@ -321,6 +326,7 @@ async fn run_node(mut config: NodeConfig, last_words: &LastWordsCell) -> Result<
         ask,
         not_after,
         validation: watch::Sender::new(None),
+        telemetry,
     };
     let served = doors::serve(doors, grpc, http, metrics, shutdown.clone());
     let ended = wait_for_end(&consensus, served, fatal.subscribe(), &shutdown, &service_manager);

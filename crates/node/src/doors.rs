@@ -14,7 +14,9 @@ use tonic::transport::Channel;
 use understudy_consensus::{Consensus, ProposeError};
 use understudy_core::node::PeerReport;
 use understudy_core::{Command, Outcome};
+use understudy_proto::v1::debug_server::DebugServer;
 use understudy_proto::v1::events_server::EventsServer;
+use understudy_proto::v1::log_server::LogServer;
 use understudy_proto::v1::peer_server::PeerServer;
 use understudy_proto::v1::receipts_server::ReceiptsServer;
 use understudy_proto::v1::recovery_server::RecoveryServer;
@@ -33,6 +35,7 @@ use crate::admin::{
 use crate::clock::wall_unix_us;
 use crate::config::NodeConfig;
 use crate::daemon::RunError;
+use crate::debug::{Collector, DebugService};
 use crate::driver::{Shared, View};
 use crate::events::{EventJournal, EventObserver, EventsService, know_the_agreed};
 use crate::follower::Follower;
@@ -48,6 +51,7 @@ use crate::recovery::{OPEN_PATHS, RecoveryService, Superseded};
 use crate::reports::Board;
 use crate::service_manager::{ServiceManager, StatusLine, feed_watchdog};
 use crate::status::{ClusterStatus, StatusBuilder, StatusInputs, Writability, WritabilityFn};
+use crate::telemetry::{LogService, Telemetry};
 use crate::validation::{
     Describer, DescriberOptions, ValidationReport, ValidationService, Validator, keep_validating,
 };
@@ -86,6 +90,8 @@ pub(crate) struct Doors {
     pub(crate) not_after: (SystemTime, Option<SystemTime>),
     /// The newest look whether a failover would work.
     pub(crate) validation: watch::Sender<Option<Arc<ValidationReport>>>,
+    /// The hand on the log, and its newest lines.
+    pub(crate) telemetry: Telemetry,
 }
 
 /// Opens the doors and keeps them open until `shutdown`.
@@ -107,6 +113,7 @@ pub(crate) async fn serve(
     let events = EventJournal::new(doors.config.name.as_str());
     let observer = doors.observer(&events, &status.borrow())?;
     tokio::spawn(publish(doors.clone(), publisher, last_publish.clone(), observer));
+    let metrics_text = metrics.clone();
     let state = HttpState {
         status: status.clone(),
         last_publish,
@@ -150,7 +157,14 @@ pub(crate) async fn serve(
     tokio::spawn(keep_validating(validator.clone()));
     let routes = routes.add_service(ValidationServer::new(ValidationService::new(validator)));
     let events = EventsService::new(events, shutdown.clone());
+    let log = LogService::new(doors.config.name.clone(), doors.telemetry.control.clone());
+    let debug = DebugService::new(Collector {
+        config: doors.config.clone(),
+        lines: doors.telemetry.lines.clone(),
+        metrics: metrics_text,
+    });
     let routes = routes.add_service(EventsServer::new(events));
+    let routes = routes.add_service(LogServer::new(log)).add_service(DebugServer::new(debug));
     let describing = RecoveryService {
         config: doors.config.clone(),
         incarnation: doors.superseded.own,

@@ -13,6 +13,8 @@ mod report;
 mod status;
 mod verify;
 
+pub(crate) use status::status_of;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -4,12 +4,14 @@ use std::process::ExitCode;
 
 use futures::future::join_all;
 use serde_json::{Value, json};
+use tonic::transport::Channel;
 use understudy_proto::v1;
+use understudy_proto::v1::wal_files_client::WalFilesClient;
 use understudy_types::Lsn;
 
-use super::ask::data_nodes;
+use super::ask::{MESSAGE_BYTES_MAX, data_nodes};
 use crate::context::Context;
-use crate::nodes::Reason;
+use crate::nodes::{Reason, within};
 use crate::output::{self, FAILED, Output};
 use crate::status::{paint, size};
 
@@ -34,6 +36,17 @@ pub(super) async fn run(context: &Context, output: Output) -> anyhow::Result<Exi
     let whole = |(_, answer): &Answer| answer.as_ref().is_ok_and(|told| told.troubles.is_empty());
     let all = answers.iter().all(whole);
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// What one node holds, as data.
+///
+/// # Errors
+/// Why that cannot be had, in words.
+pub(crate) async fn status_of(channel: Channel) -> Result<Value, String> {
+    let mut client = WalFilesClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let answer = within(client.get_wal_status(v1::GetWalStatusRequest {})).await;
+    let told = answer.map_err(|reason| reason.words().to_owned())?.into_inner();
+    Ok(as_json(&(told.node.clone(), Ok(told))))
 }
 
 fn render(answers: &[Answer], colours: bool) -> String {

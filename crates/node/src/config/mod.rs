@@ -325,6 +325,14 @@ impl PostgresConfig {
     }
 }
 
+/// Reads a size such as `64MiB`.
+///
+/// # Errors
+/// What a size looks like.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    size::parse(text).ok_or_else(|| size::EXPECTED.to_owned())
+}
+
 /// Splits `host:port`, where an IPv6 host stands in brackets.
 pub fn split_host_port(address: &str) -> Option<(&str, u16)> {
     let (host, port) = address.rsplit_once(':')?;

@@ -11,7 +11,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -60,6 +60,15 @@ pub(super) struct Shared {
     pub(super) wants_snapshot: AtomicBool,
     /// Events that the loop could not hand over, since the daemon started.
     pub(super) missed_total: AtomicU64,
+}
+
+/// Every file of a recorder's directory with its size, the oldest first.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub(crate) fn files(dir: &Path) -> std::io::Result<Vec<(PathBuf, u64)>> {
+    let files = ring::files(dir)?;
+    Ok(files.into_iter().map(|(_, path, bytes)| (path, bytes)).collect())
 }
 
 /// The loop's side. Without files behind it every call does nothing.

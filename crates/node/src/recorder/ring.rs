@@ -34,7 +34,7 @@ impl Ring {
     /// # Errors
     /// When the directory cannot be read, a file not removed or not made.
     pub(super) fn open_next(&self) -> io::Result<(File, PathBuf)> {
-        let mut files = self.files()?;
+        let mut files = files(&self.dir)?;
         let next = files.last().map_or(1, |(number, ..)| number + 1);
         let mut occupied: u64 = files.iter().map(|(.., bytes)| bytes).sum();
         let room = self.bytes_max.saturating_sub(self.file_bytes_max());
@@ -49,21 +49,24 @@ impl Ring {
         let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path)?;
         Ok((file, path))
     }
+}
 
-    /// Every file of the ring with its number and size, oldest first.
-    fn files(&self) -> io::Result<Vec<(u64, PathBuf, u64)>> {
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            let path = entry.path();
-            let ours = path.extension().is_some_and(|extension| extension == EXTENSION);
-            let stem = path.file_stem().and_then(|stem| stem.to_str());
-            let number = stem.and_then(|stem| stem.parse::<u64>().ok());
-            if let Some(number) = number.filter(|_| ours) {
-                files.push((number, path, entry.metadata()?.len()));
-            }
+/// Every file of a ring with its number and size, oldest first.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub(super) fn files(dir: &Path) -> io::Result<Vec<(u64, PathBuf, u64)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        let ours = path.extension().is_some_and(|extension| extension == EXTENSION);
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        let number = stem.and_then(|stem| stem.parse::<u64>().ok());
+        if let Some(number) = number.filter(|_| ours) {
+            files.push((number, path, entry.metadata()?.len()));
         }
-        files.sort();
-        Ok(files)
     }
+    files.sort();
+    Ok(files)
 }
