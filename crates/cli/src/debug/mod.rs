@@ -43,7 +43,7 @@ enum DebugVerb {
 #[derive(Debug, clap::Args)]
 struct BundleArgs {
     /// The file to make; one that is there is not overwritten. By default
-    /// understudy-debug-<time>.tar.gz here.
+    /// understudy-debug-TIME.tar.gz here.
     #[arg(long, value_name = "FILE.tar.gz")]
     out: Option<PathBuf>,
     /// How much of each node's decision recorder, the newest whole files; 0 for none.
