@@ -75,6 +75,7 @@ fn is_of_one_node(kind: Kind) -> bool {
         | Kind::EpochChange
         | Kind::Promotion
         | Kind::FailoverVerdict
+        | Kind::ValidationChange
         | Kind::ModeChange
         | Kind::LiftedChange
         | Kind::OperationStarted

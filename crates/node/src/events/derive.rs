@@ -9,6 +9,8 @@ use understudy_types::{Epoch, NodeKind};
 
 use super::{Happening, Kind, Severity};
 use crate::status::{ClusterStatus, LineageStatus, OperationView};
+use crate::validation::Severity::Note;
+use crate::validation::{ValidationReport, ValidationVerdict};
 
 /// What happened between two snapshots of the same node.
 pub fn events_between(before: &ClusterStatus, after: &ClusterStatus) -> Vec<Happening> {
@@ -36,6 +38,7 @@ pub fn local_between(before: &ClusterStatus, after: &ClusterStatus) -> Vec<Happe
     reach(&mut found, before);
     own_server(&mut found, before);
     own_words(&mut found, before);
+    look_ahead(&mut found, before);
     found.list
 }
 
@@ -229,6 +232,39 @@ fn verdict(found: &mut Found<'_>, before: &ClusterStatus) {
     let words = format!("a loss of the active {would} be answered by itself: {}", to.words);
     let change = (Some(from.reason.as_str()), Some(to.reason.as_str()));
     found.push((Kind::FailoverVerdict, severity), "cluster", change, words);
+}
+
+/// What blocks or is a risk, by severity, word and node; the figures in the words move all the time.
+fn look_ahead(found: &mut Found<'_>, before: &ClusterStatus) {
+    let after = found.after;
+    let Some(now) = &after.validation else { return };
+    let named = |report: &ValidationReport| -> BTreeSet<String> {
+        let grave = report.findings.iter().filter(|finding| finding.severity != Note);
+        let named =
+            grave.map(|f| format!("{} at {}", f.code, f.node.as_deref().unwrap_or("the cluster")));
+        named.collect()
+    };
+    let was = before.validation.as_ref().map(&named).unwrap_or_default();
+    let is = named(now);
+    let list = |new: &BTreeSet<String>, old: &BTreeSet<String>| {
+        new.difference(old).cloned().collect::<Vec<_>>().join(", ")
+    };
+    let (came, went) = (list(&is, &was), list(&was, &is));
+    let words = match (came.is_empty(), went.is_empty()) {
+        (true, true) => return,
+        (false, true) => format!("a look ahead has found {came}"),
+        (true, false) => format!("a look ahead finds no more {went}"),
+        (false, false) => format!("a look ahead has found {came}; gone: {went}"),
+    };
+    let severity = match now.verdict {
+        ValidationVerdict::NotReady => Severity::Alert,
+        ValidationVerdict::AtRisk => Severity::Warning,
+        ValidationVerdict::Ready => Severity::Info,
+    };
+    let from = before.validation.as_ref().map(|report| report.verdict.as_str());
+    let change = (from, Some(now.verdict.as_str()));
+    let words = format!("{words}; `understudy validate` has the remedies");
+    found.push((Kind::ValidationChange, severity), "cluster", change, words);
 }
 
 fn durability(found: &mut Found<'_>, before: &ClusterStatus) {

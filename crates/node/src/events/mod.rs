@@ -87,6 +87,8 @@ kinds! {
     Promotion = "promotion",
     /// Whether a loss of the active would be answered, or why not.
     FailoverVerdict = "failover-verdict",
+    /// This node's look ahead found something that would spoil a failover, or something else than before.
+    ValidationChange = "validation-change",
     /// The RPO dial's mode in force.
     ModeChange = "mode-change",
     /// Commits go on with nobody waited for, or are protected again.

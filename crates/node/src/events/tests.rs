@@ -10,6 +10,7 @@ use super::journal::EVENTS_KEPT;
 use super::*;
 use crate::status::ClusterStatus;
 use crate::status::tests::{NORTH, SOUTH, Scene, WITNESS};
+use crate::validation::{self, Finding, ValidationReport, ValidationVerdict};
 
 /// Kind, severity, subject, from, to.
 type Told = (Kind, Severity, String, Option<String>, Option<String>);
@@ -203,6 +204,42 @@ fn a_verdict_and_a_majority_that_go_are_told_with_their_words() {
     ];
     assert_eq!(told(&found), expected);
     assert!(found[0].words.contains("south lacks 9 bytes"), "{}", found[0].words);
+}
+
+#[test]
+fn what_a_look_ahead_finds_is_told_once_and_again_when_it_is_gone() {
+    let report = |findings: &[(validation::Severity, &str)], verdict| ValidationReport {
+        at_unix_us: 1,
+        judged_by: "south".to_owned(),
+        verdict,
+        findings: findings
+            .iter()
+            .map(|(severity, code)| Finding {
+                severity: *severity,
+                code: (*code).to_owned(),
+                node: Some("south".to_owned()),
+                words: "words".to_owned(),
+                remedy: "remedy".to_owned(),
+            })
+            .collect(),
+        expected_outage_seconds: None,
+        expected_loss_seconds: None,
+        expected_loss_bytes: None,
+    };
+    let before = Scene::seen_by(SOUTH).build();
+    let with =
+        |report: ValidationReport| ClusterStatus { validation: Some(report), ..before.clone() };
+    let (block, note) = (validation::Severity::Block, validation::Severity::Note);
+    let quiet = with(report(&[(note, "no-health-checks")], ValidationVerdict::Ready));
+    assert_eq!(events_between(&before, &quiet), []);
+    let blocked = with(report(&[(block, "library-missing")], ValidationVerdict::NotReady));
+    let found = events_between(&quiet, &blocked);
+    let change = (Some("ready"), Some("not-ready"));
+    assert_eq!(told(&found), [line(Kind::ValidationChange, Severity::Alert, "cluster", change)]);
+    assert!(found[0].words.contains("has found library-missing at south"), "{}", found[0].words);
+    let back = events_between(&blocked, &quiet);
+    assert_eq!(back[0].severity, Severity::Info);
+    assert!(back[0].words.contains("finds no more library-missing at south"), "{}", back[0].words);
 }
 
 #[test]
