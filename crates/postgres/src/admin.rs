@@ -45,7 +45,7 @@ pub struct WalKept {
 }
 
 impl Server {
-    async fn session(&self) -> Result<PgConnection> {
+    pub(crate) async fn session(&self) -> Result<PgConnection> {
         connection::open(self.settings(), PATIENCE).await
     }
 
@@ -111,7 +111,7 @@ impl Server {
 
     /// When the postmaster last read its configuration, as text: a new session inherits it from there.
     /// And what is wrong with the lines of `pg_hba.conf` as they are now.
-    async fn configuration_loaded_at(&self) -> Result<(String, String)> {
+    pub(crate) async fn configuration_loaded_at(&self) -> Result<(String, String)> {
         let mut session = self.session().await?;
         let statement = sqlx::query(
             "SELECT pg_conf_load_time()::text AS loaded, (SELECT \

@@ -20,6 +20,7 @@ use crate::connection;
 use crate::control::DataDirectory;
 use crate::error::{Error, IoContext, Result};
 use crate::os;
+use crate::parameters::quoted;
 use crate::server::{Server, TAIL_LINES, tail};
 use crate::settings::{ROLE_REPLICATION, ROLE_REWIND};
 
@@ -179,7 +180,7 @@ impl Server {
         // Before 15 the tool cannot be given a file of its own.
         let fetch = restore_command.filter(|_| self.binaries().version().major >= 15);
         if let Some(fetch) = fetch {
-            let line = format!("restore_command = {}\n", quote_setting(fetch));
+            let line = format!("restore_command = {}\n", quoted(fetch));
             os::write_durably(&config, line.as_bytes(), &self.settings().os_user)?;
         }
         let command = |trial: bool| {
@@ -281,11 +282,6 @@ fn parse_progress(line: &str) -> Option<Progress> {
     Some(Progress { done_bytes: bytes(done)?, total_bytes: bytes(total)? })
 }
 
-/// A value of `postgresql.conf`.
-fn quote_setting(value: &str) -> String {
-    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
-}
-
 /// A value of a libpq connection string.
 fn quote_conninfo(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
@@ -354,7 +350,7 @@ mod tests {
 
     #[test]
     fn quotes_and_backslashes_survive() {
-        assert_eq!(quote_setting(r"cp 'a\b'"), r"'cp ''a\\b'''");
+        assert_eq!(quoted(r"cp 'a\b'"), r"'cp ''a\\b'''");
         assert_eq!(quote_conninfo(r"/it's"), r"'/it\'s'");
     }
 }

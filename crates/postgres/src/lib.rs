@@ -19,6 +19,7 @@ mod fitness;
 mod guardian;
 mod limits;
 mod os;
+mod parameters;
 mod probe;
 mod process;
 mod promote;
@@ -41,6 +42,7 @@ pub use guardian::{
 };
 pub use limits::Limits;
 pub use os::OsUser;
+pub use parameters::{Reloaded, STANDBY_PARAMETERS, ServerParameter};
 pub use probe::{GateRow, Observation, Probe};
 pub use process::Running;
 pub use promote::{BURNED_HISTORY, Promoted};

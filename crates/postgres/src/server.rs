@@ -5,12 +5,13 @@
 //! it up again. Nothing here holds state between calls: PGDATA and /proc are asked each time, and
 //! calls that change something must not overlap (their one owner is the daemon's executor).
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -49,6 +50,8 @@ pub struct Server {
 struct Inner {
     settings: Settings,
     binaries: Binaries,
+    /// The operator's settings, as they were given last.
+    parameters: Mutex<BTreeMap<String, String>>,
     /// Who this process is, which peer authentication has to know beside the server's user.
     daemon: OsUser,
 }
@@ -70,7 +73,8 @@ impl Server {
             return Err(Error::Setting { name: "os_user", reason });
         }
         let daemon = OsUser::current()?;
-        Ok(Server { inner: Arc::new(Inner { settings, binaries, daemon }) })
+        let parameters = Mutex::new(settings.parameters.clone());
+        Ok(Server { inner: Arc::new(Inner { settings, binaries, parameters, daemon }) })
     }
 
     /// What it was made with.
@@ -81,6 +85,15 @@ impl Server {
     /// The programs in use.
     pub fn binaries(&self) -> &Binaries {
         &self.inner.binaries
+    }
+
+    /// The operator's settings, as they were given last.
+    pub(crate) fn parameters(&self) -> BTreeMap<String, String> {
+        self.inner.parameters.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_parameters(&self, parameters: BTreeMap<String, String>) {
+        *self.inner.parameters.lock().unwrap_or_else(PoisonError::into_inner) = parameters;
     }
 
     pub(crate) fn data_dir(&self) -> &Path {
@@ -439,6 +452,7 @@ impl Server {
         os::make_dir(os::parent(&self.settings().log_file), 0o750, user)?;
         self.remove_unused_burned()?;
         self.write_hba(hba)?;
+        self.write_parameters()?;
         let outcome = match mode {
             StartMode::Standby { .. } => {
                 self.put_standby_signal()?;
@@ -476,7 +490,8 @@ impl Server {
         let errors = log.try_clone().during("share", &self.settings().log_file)?;
         let mut command = self.command("postgres");
         command.arg("-D").arg(self.data_dir());
-        for (name, value) in command_line(self.settings(), mode, gate) {
+        command.arg("-c").arg(self.config_file_argument());
+        for (name, value) in command_line(self.settings(), &self.parameters(), mode, gate) {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         command.stdout(log).stderr(errors).kill_on_drop(false);

@@ -2,7 +2,7 @@
 //!
 //! Settings that the gate rests on go on the postmaster's command line, where neither
 //! `postgresql.conf` nor ALTER SYSTEM can touch them, and which a rewind or base backup cannot copy
-//! from another node.
+//! from another node. The operator's own go into a file (`parameters`), which a reload can change.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -72,7 +72,8 @@ pub struct Settings {
     pub os_user: OsUser,
     /// Where the postmaster's output goes.
     pub log_file: PathBuf,
-    /// The operator's own settings, validated elsewhere; those that the gate rests on lose.
+    /// The operator's own settings at the first start, validated elsewhere; those that the gate rests on
+    /// lose. A reload gives the server others.
     pub parameters: BTreeMap<String, String>,
     /// Shown as `cluster_name`.
     pub node_name: String,
@@ -120,42 +121,67 @@ pub enum StartMode {
     Primary,
 }
 
-/// The settings of the postmaster's command line, the operator's first, ours last so that they win.
-pub(crate) fn command_line(
+/// The settings of the file, the operator's first. Those of the command line are none of them, but for
+/// what follows from the operator's: PostgreSQL says by the file that a restart is pending.
+pub(crate) fn file_parameters(
     settings: &Settings,
-    mode: &StartMode,
-    gate: &GateName,
+    parameters: &BTreeMap<String, String>,
 ) -> Vec<(String, String)> {
-    let mut line: Vec<(String, String)> = Vec::new();
-    let user = |name: &str| {
-        let found = settings.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_str())
-    };
-    for (name, value) in &settings.parameters {
-        line.push((name.to_ascii_lowercase(), value.clone()));
+    let mut file: Vec<(String, String)> = Vec::new();
+    let user = |name: &str| value_of(parameters, name);
+    let fixed = fixed(settings);
+    for (name, value) in parameters {
+        let name = name.to_ascii_lowercase();
+        let ours = fixed.iter().any(|(ours, _)| *ours == name);
+        if !ours && !OF_A_START.contains(&name.as_str()) {
+            file.push((name, value.clone()));
+        }
     }
-    let mut ours = |name: &str, value: &str| {
-        line.retain(|(key, _)| key != name);
-        line.push((name.to_owned(), value.to_owned()));
-    };
     // A default only: what the operator says about it stands.
     if user("wal_keep_size").is_none() {
-        ours("wal_keep_size", "1GB");
+        file.push(("wal_keep_size".to_owned(), "1GB".to_owned()));
     }
     // Before crash recovery PostgreSQL makes every file of the data directory durable, one by one
     // unless told otherwise: with the databases of many tenants that alone takes longer than a
     // failover. One syncfs for each file system does the same (PostgreSQL 14; Linux reports write
     // errors through it since 5.8).
     if user("recovery_init_sync_method").is_none() {
-        ours("recovery_init_sync_method", "syncfs");
+        file.push(("recovery_init_sync_method".to_owned(), "syncfs".to_owned()));
     }
+    for (name, value) in derived(parameters) {
+        file.retain(|(key, _)| key != name);
+        file.push((name.to_owned(), value));
+    }
+    file
+}
+
+fn value_of<'a>(parameters: &'a BTreeMap<String, String>, name: &str) -> Option<&'a str> {
+    let found = parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+    found.map(|(_, value)| value.as_str())
+}
+
+/// What is another with each start, and on the command line alone.
+const OF_A_START: [&str; 3] = ["synchronous_standby_names", "primary_conninfo", "restore_command"];
+
+/// What the operator may ask more of, and not less.
+fn derived(parameters: &BTreeMap<String, String>) -> [(&'static str, String); 3] {
+    let user = |name: &str| value_of(parameters, name);
     let logical = user("wal_level").is_some_and(|level| level.eq_ignore_ascii_case("logical"));
-    ours("wal_level", if logical { "logical" } else { "replica" });
-    for name in ["max_wal_senders", "max_replication_slots"] {
+    let count = |name: &str| {
         let wanted = user(name).and_then(|value| value.parse().ok()).unwrap_or(10).max(10u32);
-        ours(name, &wanted.to_string());
-    }
-    ours("synchronous_standby_names", &format!("\"{gate}\""));
+        wanted.to_string()
+    };
+    [
+        ("wal_level", if logical { "logical" } else { "replica" }.to_owned()),
+        ("max_wal_senders", count("max_wal_senders")),
+        ("max_replication_slots", count("max_replication_slots")),
+    ]
+}
+
+/// What nobody but the node sets, whatever its role; the rest is added for each start.
+fn fixed(settings: &Settings) -> Vec<(&'static str, String)> {
+    let mut line: Vec<(&'static str, String)> = Vec::new();
+    let mut ours = |name: &'static str, value: &str| line.push((name, value.to_owned()));
     ours("synchronous_commit", "on");
     for name in ["fsync", "full_page_writes", "hot_standby", "wal_log_hints"] {
         ours(name, "on");
@@ -172,6 +198,21 @@ pub(crate) fn command_line(
     ours("recovery_target_timeline", "latest");
     // A rewind or base backup brings the source's postgresql.auto.conf along.
     ours("primary_slot_name", "");
+    line
+}
+
+/// The settings of the postmaster's command line; nothing else can change them.
+pub(crate) fn command_line(
+    settings: &Settings,
+    parameters: &BTreeMap<String, String>,
+    mode: &StartMode,
+    gate: &GateName,
+) -> Vec<(String, String)> {
+    let ours = fixed(settings).into_iter().chain(derived(parameters));
+    let mut line: Vec<(String, String)> =
+        ours.map(|(name, value)| (name.to_owned(), value)).collect();
+    let mut ours = |name: &str, value: &str| line.push((name.to_owned(), value.to_owned()));
+    ours("synchronous_standby_names", &format!("\"{gate}\""));
     match mode {
         StartMode::Standby { primary_conninfo, restore_command } => {
             ours("primary_conninfo", primary_conninfo);
@@ -214,25 +255,29 @@ mod tests {
             ("wal_keep_size", "64MB"),
             ("work_mem", "8MB"),
         ];
-        let line = command_line(&settings(&given), &StartMode::Primary, &gate);
+        let settings = settings(&given);
+        let line = command_line(&settings, &settings.parameters, &StartMode::Primary, &gate);
+        let file = file_parameters(&settings, &settings.parameters);
         let all = |name: &str| {
-            line.iter().filter(|(key, _)| key == name).map(|(_, v)| v.as_str()).collect::<Vec<_>>()
+            let all = line.iter().chain(&file).filter(|(key, _)| key == name);
+            all.map(|(_, v)| v.as_str()).collect::<Vec<_>>()
         };
         assert_eq!(all("synchronous_standby_names"), ["\"gate_1\""]);
         assert_eq!(all("fsync"), ["on"]);
-        assert_eq!(all("max_wal_senders"), ["10"]);
-        assert_eq!(all("max_replication_slots"), ["40"]);
+        // In both, so that PostgreSQL says by the file what a restart would change.
+        assert_eq!(all("max_wal_senders"), ["10", "10"]);
+        assert_eq!(all("max_replication_slots"), ["40", "40"]);
         assert_eq!(all("wal_keep_size"), ["64MB"]);
         assert_eq!(all("work_mem"), ["8MB"]);
     }
 
     #[test]
     fn recovery_syncs_whole_file_systems_unless_the_operator_says_otherwise() {
-        let gate: GateName = "gate_1".parse().unwrap();
         for (given, method) in
             [(&[][..], "syncfs"), (&[("Recovery_Init_Sync_Method", "fsync")], "fsync")]
         {
-            let line = command_line(&settings(given), &StartMode::Primary, &gate);
+            let settings = settings(given);
+            let line = file_parameters(&settings, &settings.parameters);
             let found: Vec<_> =
                 line.iter().filter(|(key, _)| key == "recovery_init_sync_method").collect();
             assert_eq!(found.len(), 1, "{found:?}");
