@@ -10,6 +10,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod lab;
+pub(crate) mod load;
 pub(crate) mod postgres;
 pub(crate) mod processes;
 

@@ -12,6 +12,7 @@ mod log;
 mod manual;
 mod nodes;
 mod operate;
+mod orders;
 mod output;
 mod patroni;
 mod receipt;
@@ -90,6 +91,13 @@ enum Verb {
     Failover(operate::FailoverArgs),
     /// Make another node active with the active's help, losing nothing.
     Switchover(switchover::SwitchoverArgs),
+    /// Restart PostgreSQL at one node, or at all of them one after the other.
+    Restart(orders::RestartArgs),
+    /// Have PostgreSQL's settings read again from the nodes' files.
+    Reload(orders::ReloadArgs),
+    /// Make a passive's data afresh from the active.
+    #[command(visible_alias = "reinit")]
+    Reclone(orders::RecloneArgs),
     /// Show or turn the RPO dial: how much a loss of the active may cost.
     Rpo(rpo::RpoArgs),
     /// Stop automatic failover until a stated end.
@@ -186,6 +194,9 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Validate(args) => client(validate::run(&context.load()?, &args)),
         Verb::Failover(args) => client(operate::failover(&context.load()?, &args)),
         Verb::Switchover(args) => client(switchover::run(&context.load()?, &args)),
+        Verb::Restart(args) => client(orders::restart(&context.load()?, &args)),
+        Verb::Reload(args) => client(orders::reload(&context.load()?, &args)),
+        Verb::Reclone(args) => client(orders::reclone(&context.load()?, &args)),
         Verb::Rpo(args) => client(rpo::run(&context.load()?, &args)),
         Verb::Pause(args) => client(operate::pause(&context.load()?, &args)),
         Verb::Resume(args) => client(operate::resume(&context.load()?, &args)),
@@ -267,6 +278,17 @@ mod tests {
             "understudy receipt show --node north",
             "understudy receipt show epoch-2-1 --node north --output json",
             "understudy receipt transactions epoch-2-1 --data-dir /d",
+            "understudy restart --reason x",
+            "understudy restart north south --pending --role standby --reason x --wait",
+            "understudy restart -r leader --dry-run --output json",
+            "understudy reload south --reason x --epoch 3",
+            "understudy reload --dry-run",
+            "understudy reinit south --yes --reason x --wait --timeout 30m",
+            "understudy reclone south --dry-run --output yaml",
+            "understudy switchover --leader north --candidate south --scheduled 23:30 --reason x",
+            "understudy switchover --scheduled 2026-12-01T03:00:00Z --reason x",
+            "understudy switchover --scheduled +10m --reason x",
+            "understudy switchover --cancel --reason x",
             "understudy wal get --journal /j 000000010000000000000001 pg_wal/RECOVERYXLOG",
             "understudy wal status --output json",
             "understudy wal list --node south --timeline 2 --from 0/3000000 --to 0/5000000",
@@ -304,6 +326,15 @@ mod tests {
             "understudy switchover --reason upgrade --pause-budget 10",
             "understudy switchover --reason upgrade --pause-budget 10m",
             "understudy switchover --reason upgrade --epoch three",
+            "understudy restart",
+            "understudy restart north --role king --reason x",
+            "understudy reload south --reason x --force",
+            "understudy reclone --reason x",
+            "understudy switchover --scheduled noon --reason x",
+            "understudy switchover --scheduled +10 --reason x",
+            "understudy switchover --cancel",
+            "understudy switchover --cancel --to south --reason x",
+            "understudy switchover --scheduled 23:30 --dry-run",
             "understudy pause --reason upgrade",
             "understudy pause --for 8d --reason upgrade",
             "understudy pause --for ten --reason upgrade",

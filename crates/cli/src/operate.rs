@@ -238,7 +238,7 @@ pub(crate) async fn wait_for_end(
     timeout: Duration,
 ) -> Result<OperationView, CallError> {
     let begun = Instant::now();
-    while operation.outcome == "running" {
+    while !operation.is_over() {
         if begun.elapsed() >= timeout {
             let words = format!("operation {} still runs after {timeout:?}", operation.id);
             return Err(CallError::Unknown { words });
@@ -339,7 +339,7 @@ pub(crate) fn show(operation: &OperationView, output: Output) -> anyhow::Result<
     Ok(())
 }
 
-fn render(operation: &OperationView) -> String {
+pub(crate) fn render(operation: &OperationView) -> String {
     let detail = operation.detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default();
     let by = if operation.caller.is_empty() {
         String::new()

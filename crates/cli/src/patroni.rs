@@ -51,7 +51,7 @@ pub(crate) struct ListArgs {
 }
 
 /// Columns of `list`, as patronictl heads them.
-const LIST: [&str; 10] = [
+const LIST: [&str; 11] = [
     "Member",
     "Host",
     "Role",
@@ -62,6 +62,7 @@ const LIST: [&str; 10] = [
     "Replay LSN",
     "Replay Lag",
     "Site",
+    "Pending restart",
 ];
 const HISTORY: [&str; 5] = ["TL", "LSN", "Reason", "Timestamp", "New Leader"];
 
@@ -149,7 +150,7 @@ fn render<const N: usize>(table: &Table<N>, format: Format) -> String {
     }
 }
 
-fn members(status: &ClusterStatus, tree: bool) -> Table<10> {
+fn members(status: &ClusterStatus, tree: bool) -> Table<11> {
     let data = || status.nodes.iter().filter(|node| node.kind == NodeKind::Data);
     // Patroni has no members without a PostgreSQL; here they are shown last, because they vote.
     let others = status.nodes.iter().filter(|node| node.kind != NodeKind::Data);
@@ -169,7 +170,7 @@ fn members(status: &ClusterStatus, tree: bool) -> Table<10> {
     }
 }
 
-fn row(status: &ClusterStatus, node: &NodeStatus, tree: bool) -> [String; 10] {
+fn row(status: &ClusterStatus, node: &NodeStatus, tree: bool) -> [String; 11] {
     let follows = node.role == SiteRole::Passive;
     let lag = |bytes: Option<u64>| match bytes {
         _ if !follows => String::new(),
@@ -188,6 +189,7 @@ fn row(status: &ClusterStatus, node: &NodeStatus, tree: bool) -> [String; 10] {
         text(node.replay_lsn.filter(|_| follows)),
         lag(node.replay_lag_bytes),
         node.site.clone(),
+        if node.pending_restart.is_empty() { String::new() } else { "*".to_owned() },
     ]
 }
 
@@ -206,6 +208,8 @@ fn member(status: &ClusterStatus, node: &NodeStatus) -> Value {
         }
     };
     let follows = node.role == SiteRole::Passive;
+    let pending = !node.pending_restart.is_empty();
+    put("Pending restart", pending.then(|| "*".into()));
     put("Host", node.postgres_address.clone().map(Into::into));
     put("TL", node.timeline.map(|timeline| timeline.get().into()));
     put("Receive LSN", received(node).map(|lsn| lsn.to_string().into()));
@@ -274,18 +278,19 @@ mod tests {
 
     #[test]
     fn the_list_has_patronictls_columns_and_leaves_the_unknown_out() {
-        let status = sample();
+        let mut status = sample();
+        status.nodes[0].pending_restart = vec!["max_connections".to_owned()];
         let table = members(&status, false);
         let text = render(&table, Format::Tsv);
         let line =
             |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
         assert!(text.starts_with("Member\tHost\tRole\tState\tTL\t"), "{text}");
-        assert_eq!(line("north"), "north\t\tLeader\trunning\t2\t0/5000000\t\t\t\tn");
+        assert_eq!(line("north"), "north\t\tLeader\trunning\t2\t0/5000000\t\t\t\tn\t*");
         assert_eq!(
             line("south"),
-            "south\t\tReplica\tstreaming\t\t0/4FFF800\t2.0 KiB\t\tunknown\ts"
+            "south\t\tReplica\tstreaming\t\t0/4FFF800\t2.0 KiB\t\tunknown\ts\t"
         );
-        assert_eq!(line("witness"), "witness\t\tWitness\tunreachable\t\t\t\t\t\tw");
+        assert_eq!(line("witness"), "witness\t\tWitness\tunreachable\t\t\t\t\t\tw\t");
         assert!(table.data[1].get("Replay Lag").is_none() && table.data[1]["Receive Lag"] == 2048);
         let tree = render(&members(&status, true), Format::Pretty);
         assert!(tree.contains("\n+ south") && tree.starts_with("+ Cluster: 6f1a2b3c"), "{tree}");

@@ -167,10 +167,14 @@ fn write_verdict(text: &mut String, status: &ClusterStatus, colours: bool) -> st
     if let Some(line) = status.lineage.last().and_then(lost_with) {
         writeln!(text, "{line}")?;
     }
+    if let Some(scheduled) = &status.scheduled_switchover {
+        let (to, at, id) = (&scheduled.to, moment(scheduled.at_unix_us), scheduled.operation);
+        writeln!(text, "switchover to {to} is scheduled for {at} (operation {id})")?;
+    }
     if let Some(until) = status.paused_until_unix_us {
         writeln!(text, "paused until {}", moment(until))?;
     }
-    let running = |operation: &&OperationView| operation.outcome == "running";
+    let running = |operation: &&OperationView| !operation.is_over();
     let ended = status.operations.iter().filter(|operation| !running(operation));
     let skipped = ended.clone().count().saturating_sub(OPERATIONS_SHOWN);
     for operation in ended.skip(skipped).chain(status.operations.iter().filter(running)) {
@@ -285,6 +289,9 @@ fn write_remarks(text: &mut String, node: &NodeStatus, colours: bool) {
             Some(_) => format!("lost {commits} commits, {wal} of WAL: receipt {id} of {made}"),
             None => format!("its WAL differed from the cluster's: receipt {id} of {made}"),
         });
+    }
+    if !node.pending_restart.is_empty() {
+        remark(format!("pending a restart of PostgreSQL: {}", node.pending_restart.join(", ")));
     }
     if let Some(mark) = &node.mark {
         remark(format!("must not be promoted: {mark}"));

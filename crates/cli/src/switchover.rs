@@ -6,6 +6,8 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use jiff::civil::Time;
+use jiff::{Timestamp, Zoned};
 use serde_json::json;
 use tonic::transport::Channel;
 use understudy_node::status::{ClusterStatus, OperationView};
@@ -20,6 +22,8 @@ use crate::status;
 
 /// Between two looks at an operation that is waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a node may take to hear that a scheduled one is over.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
 const BUDGET_MIN: Duration = Duration::from_secs(1);
 const BUDGET_MAX: Duration = Duration::from_secs(300);
 
@@ -29,6 +33,16 @@ pub(crate) struct SwitchoverArgs {
     /// The node to become active; may be left out where there is only one that it can be.
     #[arg(long, visible_alias = "candidate", value_name = "NODE")]
     to: Option<String>,
+    /// Refuse unless this is the active node now.
+    #[arg(long, visible_aliases = ["leader", "primary"], value_name = "NODE")]
+    from: Option<String>,
+    /// Begin it at this time: 2026-12-01T03:00:00Z, the next 23:30 by this machine's clock, or +10m. It is
+    /// recorded in the cluster, begins if it is possible then, and not at all if nobody could for a minute.
+    #[arg(long, value_name = "TIME", value_parser = parse_when, conflicts_with = "dry_run")]
+    scheduled: Option<i64>,
+    /// Take back the one that is scheduled.
+    #[arg(long, requires = "reason", conflicts_with_all = ["to", "from", "scheduled", "dry_run"])]
+    cancel: bool,
     /// How long clients may be shut out before it is undone, 1s to 300s.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_budget)]
     pause_budget: Duration,
@@ -66,15 +80,23 @@ fn parse_budget(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// When it was not taken, or its end cannot be told.
 pub(crate) async fn run(context: &Context, args: &SwitchoverArgs) -> anyhow::Result<ExitCode> {
-    let epoch = match args.epoch {
-        Some(epoch) => epoch,
-        None => status::fetch(context).await?.epoch,
+    if args.cancel {
+        return cancel(context, args).await;
+    }
+    let epoch = match (args.epoch, &args.from) {
+        (Some(epoch), None) => epoch,
+        (epoch, from) => {
+            let status = status::fetch(context).await?;
+            check_from(&status, from.as_deref())?;
+            epoch.unwrap_or(status.epoch)
+        }
     };
     let request = v1::SwitchoverRequest {
         to: args.to.clone().unwrap_or_default(),
         expect_epoch: Some(epoch.into()),
         reason: args.reason.clone().unwrap_or_default(),
         pause_budget_ms: u64::try_from(args.pause_budget.as_millis()).unwrap_or(u64::MAX),
+        scheduled_unix_us: args.scheduled,
     };
     if args.dry_run {
         return dry_run(context, request, args.output).await;
@@ -83,7 +105,13 @@ pub(crate) async fn run(context: &Context, args: &SwitchoverArgs) -> anyhow::Res
     let taken = operate::call(context, order).await?;
     if !args.wait {
         operate::show(&taken, args.output)?;
-        if taken.outcome == "running" {
+        if taken.outcome == "scheduled" {
+            let id = taken.id;
+            eprintln!(
+                "`understudy operation {id}` says how it ends, `understudy switchover --cancel` takes \
+                 it back"
+            );
+        } else if !taken.is_over() {
             eprintln!("under way; `understudy operation {}` says how it ends", taken.id);
         }
         return Ok(ExitCode::SUCCESS);
@@ -95,6 +123,44 @@ pub(crate) async fn run(context: &Context, args: &SwitchoverArgs) -> anyhow::Res
         "refused" => ExitCode::from(output::REFUSED),
         _ => ExitCode::from(output::FAILED),
     })
+}
+
+fn check_from(status: &ClusterStatus, from: Option<&str>) -> Result<(), CallError> {
+    let Some(from) = from.filter(|from| status.active.as_deref() != Some(*from)) else {
+        return Ok(());
+    };
+    let active = status.active.as_deref().unwrap_or("nobody");
+    Err(CallError::Refused { words: format!("{active} is active, not {from}") })
+}
+
+async fn cancel(context: &Context, args: &SwitchoverArgs) -> anyhow::Result<ExitCode> {
+    let reason = args.reason.clone().unwrap_or_default();
+    let request = v1::CancelSwitchoverRequest { reason };
+    let order =
+        async |mut client: AdminClient<Channel>| client.cancel_switchover(request.clone()).await;
+    let taken = operate::call(context, order).await?;
+    // The node that answered may not have heard yet that it is over.
+    let ended = operate::wait_for_end(context, taken, CANCEL_PATIENCE).await?;
+    operate::show(&ended, args.output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A moment as Unix microseconds: a timestamp with its zone, a time of day here, or a span from now.
+fn parse_when(text: &str) -> Result<i64, String> {
+    let wrong = || "expected 2026-12-01T03:00:00Z, 23:30, or +10m".to_owned();
+    if let Some(span) = text.strip_prefix('+') {
+        let span = operate::parse_duration(span)?;
+        let at = Timestamp::now().checked_add(span).map_err(|_| wrong())?;
+        return Ok(at.as_microsecond());
+    }
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Ok(at.as_microsecond());
+    }
+    let time: Time = text.parse().map_err(|_| wrong())?;
+    let now = Zoned::now();
+    let today = now.with().time(time).build().map_err(|_| wrong())?;
+    let next = if today > now { Ok(today) } else { today.tomorrow() };
+    Ok(next.map_err(|_| wrong())?.timestamp().as_microsecond())
 }
 
 async fn dry_run(
@@ -162,7 +228,7 @@ async fn watch_to_the_end(
 ) -> Result<OperationView, CallError> {
     let begun = Instant::now();
     let mut said = String::new();
-    while operation.outcome == "running" {
+    while !operation.is_over() {
         if begun.elapsed() >= timeout {
             let words = format!("operation {} still runs after {timeout:?}", operation.id);
             return Err(CallError::Unknown { words });
@@ -200,6 +266,21 @@ mod tests {
         assert_eq!(parse_budget("5m"), Ok(BUDGET_MAX));
         for wrong in ["10", "0s", "6m", ""] {
             assert!(parse_budget(wrong).is_err(), "{wrong} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_moment_is_a_timestamp_a_time_of_day_or_a_span() {
+        assert_eq!(parse_when("1970-01-01T00:00:01Z"), Ok(1_000_000));
+        assert_eq!(parse_when("1970-01-01T01:00:00+01:00"), Ok(0));
+        let now = Timestamp::now().as_microsecond();
+        let day = 25 * 3_600_000_000;
+        for text in ["00:00", "23:59", "12:30:15", "+10m"] {
+            let at = parse_when(text).unwrap();
+            assert!(at > now && at <= now + day, "{text}");
+        }
+        for wrong in ["noon", "+10", "25:00", "", "-5m"] {
+            assert!(parse_when(wrong).is_err(), "{wrong} was accepted");
         }
     }
 

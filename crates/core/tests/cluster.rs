@@ -356,6 +356,9 @@ impl Machine {
             Task::ReadIndex => Completion::ReadDone,
             Task::CollectSeals { .. } => unreachable!("one passive alone is no quorum"),
             Task::BeginJournalAnew(_) => unreachable!("no node here has nothing but a journal"),
+            Task::StopForRestart { .. } | Task::RestartStandby { .. } | Task::Reload => {
+                unreachable!("nobody orders it here")
+            }
             Task::PrepareData => {
                 self.empty = false;
                 self.end = Lsn(100);

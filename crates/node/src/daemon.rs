@@ -117,7 +117,7 @@ pub fn run(config_path: &Path) -> Result<(), RunError> {
         .enable_all()
         .build()
         .map_err(part("start the runtime"))?;
-    let outcome = runtime.block_on(run_node(config, &last_words, telemetry));
+    let outcome = runtime.block_on(run_node(config, config_path, &last_words, telemetry));
     // Streams that clients hold open must not hold the end up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -150,6 +150,7 @@ fn stop_at_broken_invariants(last_words: LastWordsCell) {
 
 async fn run_node(
     mut config: NodeConfig,
+    config_path: &Path,
     last_words: &LastWordsCell,
     telemetry: Telemetry,
 ) -> Result<(), RunError> {
@@ -200,6 +201,8 @@ async fn run_node(
                 cluster: config.cluster,
                 incarnation: consensus.incarnation(),
                 data_dir: config.data_dir.clone(),
+                config_path: config_path.to_owned(),
+                config: Arc::new(config.clone()),
                 guard: guard.clone(),
                 server,
                 journal,

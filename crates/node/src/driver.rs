@@ -258,5 +258,8 @@ fn task_name(task: &Task) -> &'static str {
         Task::Survey => "survey",
         Task::Join { .. } => "join",
         Task::BeginJournalAnew(_) => "begin-journal-anew",
+        Task::StopForRestart { .. } => "stop-for-restart",
+        Task::RestartStandby { .. } => "restart-standby",
+        Task::Reload => "reload",
     }
 }

@@ -81,9 +81,9 @@ impl StatusMetrics {
     fn count_operations(&mut self, operations: &[OperationView]) {
         let running = operations.iter().filter(|operation| operation.outcome == "running").count();
         gauge!("understudy_operation_running_count").set(running as f64);
-        let ended = operations.iter().filter(|operation| operation.outcome != "running");
+        let ended = operations.iter().filter(|operation| operation.is_over());
         let now: BTreeSet<u64> = ended.clone().map(|operation| operation.id).collect();
-        for outcome in ["done", "failed"] {
+        for outcome in ["done", "failed", "cancelled"] {
             let new = |id| self.ended.as_ref().is_some_and(|before| !before.contains(&id));
             let of = ended.clone().filter(|o| o.outcome == outcome && new(o.id)).count();
             counter!("understudy_operation_ended_total", "outcome" => outcome).increment(of as u64);

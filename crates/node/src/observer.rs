@@ -2,7 +2,7 @@
 
 use tokio::sync::{mpsc, watch};
 use understudy_core::node::{Event, LocalView};
-use understudy_postgres::Observation;
+use understudy_postgres::{Observation, ServerParameter};
 use understudy_types::PromotionId;
 
 use crate::clock::wall_unix_us;
@@ -16,6 +16,8 @@ pub(crate) struct LocalSeen {
     pub(crate) view: LocalView,
     /// The server's full answer, if it answered.
     pub(crate) observation: Option<Observation>,
+    /// Its settings that a restart would change, and those that a standby must not have less of.
+    pub(crate) parameters: Vec<ServerParameter>,
 }
 
 /// What there is to look at.
@@ -48,11 +50,11 @@ pub(crate) async fn observe(
             Sight::Journal(node) => node.look(),
             Sight::Nothing => LocalView::default(),
         };
-        let observation = match &sight {
-            Sight::Data(observer) => observer.seen.clone(),
-            Sight::Journal(_) | Sight::Nothing => None,
+        let (observation, parameters) = match &sight {
+            Sight::Data(observer) => (observer.seen.clone(), observer.parameters()),
+            Sight::Journal(_) | Sight::Nothing => (None, Vec::new()),
         };
-        seen.send_replace(LocalSeen { view: view.clone(), observation });
+        seen.send_replace(LocalSeen { view: view.clone(), observation, parameters });
         let fresh = PromotionId(uuid::Uuid::new_v4());
         let local = Event::Local { view, fresh, wall_unix_us: wall_unix_us() };
         if events.send(local).is_err() {

@@ -25,13 +25,14 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
     let attached = following.is_some_and(|following| following.status.borrow().attached);
     let foreign_gate = matches!(&seen.view.postgres, PostgresView::Running(f) if f.foreign_gate);
     let running = matches!(&seen.view.postgres, PostgresView::Running(f) if f.silent_for.is_zero());
-    let observation = seen.observation.filter(|_| running);
+    let observation = seen.observation.clone().filter(|_| running);
     let journal = seen.view.journal.filter(|_| !holds);
     let system_id = match &seen.view.data {
         DataView::Cluster { system_id, .. } => Some(system_id.0),
         DataView::Unknown | DataView::Empty | DataView::Unusable(_) => None,
     };
     let data_timeline = view.report.data.map(|(_, timeline)| timeline.get());
+    let parameters = seen.parameters.iter().filter(|_| running);
     let progress = hands.and_then(|hands| hands.progress()).unwrap_or_default();
     let deadline = view.standing.deadline.filter(|_| holds);
     let writable = doors.shared.serving.load(Ordering::Relaxed) && doors.cell.is_open(now);
@@ -86,6 +87,13 @@ pub(crate) fn make(doors: &Doors, view: &View, sequence: u64, now: BootInstant) 
             .and_then(|seen| seen.last_replay_age)
             .map(|age| wall_unix_us() - i64::try_from(age.as_micros()).unwrap_or(0)),
         replay_paused: observation.as_ref().is_some_and(|seen| seen.replay_paused),
+        parameters: parameters
+            .map(|parameter| v1::ServerParameter {
+                name: parameter.name.clone(),
+                running: parameter.running.clone(),
+                after_restart: parameter.after_restart.clone(),
+            })
+            .collect(),
         release_delay_ns: positions.as_ref().map(|positions| nanos(positions.release_delay)),
     }
 }

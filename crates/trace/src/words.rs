@@ -219,6 +219,25 @@ fn command_words(core: &Core, command: &Command) -> String {
         }
         Command::Undo { operation, why, .. } => format!("undo operation {operation}: {why}"),
         Command::EndOrder { operation, why, .. } => format!("end operation {operation}: {why}"),
+        Command::OrderNode { node, verb, caller, reason, .. } => {
+            format!("{} {}, ordered by {caller}: {reason}", verb.kind().word(), name(node))
+        }
+        Command::BeginNodeOrder { operation, node, .. } => {
+            format!("{} begins operation {operation}", name(node))
+        }
+        Command::EndNodeOrder { operation, failed, words, .. } => {
+            let how = if *failed { "failed" } else { "done" };
+            format!("operation {operation} is {how}: {words}")
+        }
+        Command::ScheduleSwitchover { to, due_unix_us, caller, reason, .. } => {
+            format!("switchover to {} at {due_unix_us} us, ordered by {caller}: {reason}", name(to))
+        }
+        Command::BeginScheduled { operation, .. } => {
+            format!("the time of operation {operation} has come")
+        }
+        Command::CancelScheduled { caller, reason, .. } => {
+            format!("what is scheduled is cancelled by {caller}: {reason}")
+        }
         Command::Pause { caller, reason, .. } => format!("pause, ordered by {caller}: {reason}"),
         Command::Resume { caller: Some(caller), reason, .. } => {
             format!("resume, ordered by {caller}: {reason}")
@@ -262,6 +281,13 @@ fn task_words(core: &Core, task: &Task) -> String {
         Task::Survey => "survey the data directory".to_owned(),
         Task::Join { rung, holder, .. } => format!("join {} by {}", name(holder), rung.word()),
         Task::BeginJournalAnew(epoch) => format!("set the journal aside for epoch {epoch}"),
+        Task::StopForRestart { within } => {
+            format!("stop the server for its restart within {within:?}, the gate open")
+        }
+        Task::RestartStandby { within } => {
+            format!("restart the standby, its stop within {within:?}")
+        }
+        Task::Reload => "read the settings anew".to_owned(),
     }
 }
 
@@ -284,6 +310,8 @@ fn completion_words(completion: &Completion) -> String {
         Completion::ClientsShutOut => "no client session is left".to_owned(),
         Completion::StoppedCleanly { end_lsn } => format!("stopped cleanly at {end_lsn}"),
         Completion::JournalEmptied => "the journal is set aside".to_owned(),
+        Completion::StandbyRestarted => "the standby runs again".to_owned(),
+        Completion::Reloaded { words } => format!("settings read anew: {words}"),
     }
 }
 
@@ -299,6 +327,7 @@ fn slot_words(core: &Core, slot: Slot) -> String {
         Slot::Switchover => "a handover".to_owned(),
         Slot::Housekeeping => "the end of an order".to_owned(),
         Slot::Mark => "a mark".to_owned(),
+        Slot::NodeOrder => "an order to this node".to_owned(),
     }
 }
 

@@ -15,7 +15,7 @@ use super::parts::{
     read_release, write_config, write_mark, write_member, write_mode, write_promote_cause,
     write_proof, write_published, write_release,
 };
-use super::{epoch, nanos, recovery, required, unspecified, uuid, word};
+use super::{epoch, nanos, orders, recovery, required, unspecified, uuid, word};
 
 pub(super) fn write(command: &Command) -> v1::Command {
     v1::Command { kind: Some(write_kind(command)) }
@@ -163,6 +163,14 @@ fn write_kind(command: &Command) -> Kind {
                 at_unix_us: *at_unix_us,
             })
         }
+        Command::OrderNode { .. }
+        | Command::BeginNodeOrder { .. }
+        | Command::EndNodeOrder { .. }
+        | Command::ScheduleSwitchover { .. }
+        | Command::BeginScheduled { .. }
+        | Command::CancelScheduled { .. } => {
+            orders::write_command(command).expect("it writes each of these")
+        }
         Command::AdmitMember { node, member } => {
             Kind::AdmitMember(message::AdmitMember { member: Some(write_member(*node, member)) })
         }
@@ -278,6 +286,23 @@ pub(super) fn read(command: v1::Command) -> Result<Command, FieldError> {
         }
         Kind::Pause(c) => Command::Pause {
             until_unix_us: c.until_unix_us,
+            caller: c.caller,
+            reason: c.reason,
+            at_unix_us: c.at_unix_us,
+        },
+        Kind::OrderNode(c) => orders::read_order(c)?,
+        Kind::BeginNodeOrder(c) => orders::read_begin(&c),
+        Kind::EndNodeOrder(c) => Command::EndNodeOrder {
+            operation: c.operation,
+            failed: c.failed,
+            words: c.words,
+            at_unix_us: c.at_unix_us,
+        },
+        Kind::ScheduleSwitchover(c) => orders::read_schedule(c)?,
+        Kind::BeginScheduled(c) => {
+            Command::BeginScheduled { operation: c.operation, at_unix_us: c.at_unix_us }
+        }
+        Kind::CancelScheduled(c) => Command::CancelScheduled {
             caller: c.caller,
             reason: c.reason,
             at_unix_us: c.at_unix_us,

@@ -6,6 +6,7 @@
 
 mod command;
 mod dial;
+mod orders;
 mod outcome;
 mod parts;
 mod recovery;

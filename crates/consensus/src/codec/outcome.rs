@@ -93,6 +93,14 @@ fn write_rejection(rejection: &Rejection) -> v1::Rejection {
             message.text.clone_from(text);
             Why::BadMember
         }
+        Rejection::IsActive(node) => {
+            message.node = node.0;
+            Why::IsActive
+        }
+        Rejection::WouldStall(node) => {
+            message.node = node.0;
+            Why::WouldStall
+        }
         Rejection::Mode(mode) => {
             message.mode = write_mode(*mode);
             Why::Mode
@@ -136,6 +144,8 @@ fn read_rejection(message: v1::Rejection) -> Result<Rejection, FieldError> {
         Why::NoChange => Rejection::NoChange,
         Why::BadDial => Rejection::BadDial(message.text),
         Why::BadMember => Rejection::BadMember(message.text),
+        Why::IsActive => Rejection::IsActive(NodeId(message.node)),
+        Why::WouldStall => Rejection::WouldStall(NodeId(message.node)),
         Why::Mode => Rejection::Mode(read_mode(message.mode)?),
     })
 }

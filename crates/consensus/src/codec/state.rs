@@ -19,7 +19,7 @@ use super::parts::{
     read_release, write_config, write_mark, write_member, write_mode, write_promote_cause,
     write_published, write_release,
 };
-use super::{epoch, nanos, recovery, required, switchover, unspecified, uuid, word};
+use super::{epoch, nanos, orders, recovery, required, switchover, unspecified, uuid, word};
 
 pub(super) fn write(state: &ClusterState) -> v1::ClusterState {
     let granted = state.lineage.iter().map(|(epoch, granted)| write_granted(*epoch, granted));
@@ -56,6 +56,8 @@ pub(super) fn write(state: &ClusterState) -> v1::ClusterState {
         operations: operations.collect(),
         switchover: state.switchover.as_ref().map(switchover::write_state),
         recovery: state.recovery.as_ref().map(recovery::write),
+        node_orders: state.node_orders.iter().map(|(id, o)| orders::write_state(*id, o)).collect(),
+        scheduled: state.scheduled.as_ref().map(orders::write_scheduled),
     }
 }
 
@@ -87,6 +89,8 @@ pub(super) fn read(state: v1::ClusterState) -> Result<ClusterState, FieldError> 
         operations: state.operations.into_iter().map(read_operation).collect::<Result<_, _>>()?,
         switchover: state.switchover.map(switchover::read_state).transpose()?,
         recovery: state.recovery.map(recovery::read).transpose()?,
+        node_orders: state.node_orders.iter().map(orders::read_state).collect::<Result<_, _>>()?,
+        scheduled: state.scheduled.as_ref().map(orders::read_scheduled),
     })
 }
 
@@ -228,11 +232,15 @@ fn write_operation(id: u64, operation: &Operation) -> message::OrderedOperation 
         OperationKind::SetDial => Verb::SetDial,
         OperationKind::AcceptLoss => Verb::AcceptLoss,
         OperationKind::Recover => Verb::Recover,
+        OperationKind::Restart => Verb::Restart,
+        OperationKind::Reload => Verb::Reload,
+        OperationKind::Reclone => Verb::Reclone,
     };
     let (status, failure) = match &operation.status {
         OperationStatus::Running => (Status::Running, String::new()),
         OperationStatus::Done => (Status::Done, String::new()),
         OperationStatus::Failed(how) => (Status::Failed, how.clone()),
+        OperationStatus::Cancelled(how) => (Status::Cancelled, how.clone()),
     };
     message::OrderedOperation {
         id,
@@ -244,6 +252,7 @@ fn write_operation(id: u64, operation: &Operation) -> message::OrderedOperation 
         started_unix_us: operation.started_unix_us,
         ended_unix_us: operation.ended_unix_us,
         what: operation.what.clone(),
+        report: operation.report.clone(),
     }
 }
 
@@ -257,12 +266,16 @@ fn read_operation(operation: message::OrderedOperation) -> Result<(u64, Operatio
         Verb::SetDial => OperationKind::SetDial,
         Verb::AcceptLoss => OperationKind::AcceptLoss,
         Verb::Recover => OperationKind::Recover,
+        Verb::Restart => OperationKind::Restart,
+        Verb::Reload => OperationKind::Reload,
+        Verb::Reclone => OperationKind::Reclone,
         Verb::Unspecified => return Err(unspecified("operation.verb")),
     };
     let status = match word("operation.status", operation.status)? {
         Status::Running => OperationStatus::Running,
         Status::Done => OperationStatus::Done,
         Status::Failed => OperationStatus::Failed(operation.failure),
+        Status::Cancelled => OperationStatus::Cancelled(operation.failure),
         Status::Unspecified => return Err(unspecified("operation.status")),
     };
     Ok((
@@ -272,6 +285,7 @@ fn read_operation(operation: message::OrderedOperation) -> Result<(u64, Operatio
             caller: operation.caller,
             reason: operation.reason,
             what: operation.what,
+            report: operation.report,
             status,
             started_unix_us: operation.started_unix_us,
             ended_unix_us: operation.ended_unix_us,

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::state::{
     Dial, Durability, Expect, FailoverOrder, Granted, Handover, Holder, HolderProof, Identity,
-    Ineligible, LossBound, LossLimit, Mark, Measured, Member, Operation, OperationKind,
-    OperationStatus, Pause, Phase, PhaseKey, PromoteCause, Promoting, Published, Recovery,
-    Rejection, ReleaseCause, Switchover,
+    Ineligible, LossBound, LossLimit, Mark, Measured, Member, NodeOrder, NodeVerb, Operation,
+    OperationKind, OperationStatus, Pause, Phase, PhaseKey, PromoteCause, Promoting, Published,
+    Recovery, Rejection, ReleaseCause, Scheduled, Switchover,
 };
 use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor};
 use understudy_types::{
@@ -220,6 +220,40 @@ fn commands() -> Vec<Command> {
     }
     commands.extend(holder_commands());
     commands.extend(promotes());
+    commands.extend(node_orders());
+    commands
+}
+
+fn node_orders() -> Vec<Command> {
+    let (caller, reason) = ("ada".to_owned(), "new settings".to_owned());
+    let verbs = [NodeVerb::Restart, NodeVerb::Reload, NodeVerb::Reclone];
+    let order = |verb| Command::OrderNode {
+        node: NodeId(2),
+        verb,
+        epoch: EPOCH,
+        accepts_waiting: verb == NodeVerb::Reclone,
+        caller: caller.clone(),
+        reason: reason.clone(),
+        at_unix_us: 4,
+    };
+    let mut commands: Vec<Command> = verbs.into_iter().map(order).collect();
+    let words = String::new();
+    commands.extend([
+        Command::BeginNodeOrder { operation: 7, node: NodeId(2), process: ProcessStart(5) },
+        Command::EndNodeOrder { operation: 7, failed: true, words: reason.clone(), at_unix_us: 1 },
+        Command::EndNodeOrder { operation: 7, failed: false, words, at_unix_us: 1 },
+        Command::ScheduleSwitchover {
+            to: NodeId(1),
+            epoch: EPOCH,
+            budget: Duration::from_secs(9),
+            due_unix_us: i64::MAX,
+            caller: caller.clone(),
+            reason: reason.clone(),
+            at_unix_us: -4,
+        },
+        Command::BeginScheduled { operation: 8, at_unix_us: 6 },
+        Command::CancelScheduled { caller, reason, at_unix_us: 6 },
+    ]);
     commands
 }
 
@@ -247,6 +281,8 @@ fn rejections() -> Vec<Rejection> {
         Rejection::BadDial("too low".to_owned()),
         Rejection::BadMember("a stranger".to_owned()),
         Rejection::Mode(DurabilityMode::Zero),
+        Rejection::IsActive(NodeId(4)),
+        Rejection::WouldStall(NodeId(4)),
     ];
     for why in [
         Ineligible::Marked("dirty".to_owned()),
@@ -274,6 +310,9 @@ fn operations() -> BTreeMap<u64, Operation> {
         OperationKind::SetDial,
         OperationKind::AcceptLoss,
         OperationKind::Recover,
+        OperationKind::Restart,
+        OperationKind::Reload,
+        OperationKind::Reclone,
     ];
     let statuses = [
         (OperationStatus::Running, None),
@@ -283,12 +322,26 @@ fn operations() -> BTreeMap<u64, Operation> {
         (OperationStatus::Failed("it was \u{1f4a5}".to_owned()), Some(i64::MAX)),
         (OperationStatus::Running, None),
         (OperationStatus::Done, Some(7)),
+        (OperationStatus::Running, None),
+        (OperationStatus::Done, Some(8)),
+        (OperationStatus::Cancelled("by ada".to_owned()), Some(9)),
     ];
     let operation = |(id, (kind, (status, ended_unix_us)))| {
         let (caller, reason) = ("c".to_owned(), "r".to_owned());
         let what = (id % 2 == 0).then(|| "zero".to_owned());
         let started_unix_us = -5;
-        (id, Operation { kind, caller, reason, what, status, started_unix_us, ended_unix_us })
+        let report = (id % 3 == 0).then(|| "work_mem = 8MB".to_owned());
+        let operation = Operation {
+            kind,
+            caller,
+            reason,
+            what,
+            status,
+            report,
+            started_unix_us,
+            ended_unix_us,
+        };
+        (id, operation)
     };
     (1..).zip(kinds.into_iter().zip(statuses)).map(operation).collect()
 }
@@ -364,6 +417,19 @@ fn full() -> ClusterState {
             accepted: limits()[0],
             at_unix_us: 8,
             voters: BTreeSet::from([NodeId(1001)]),
+        }),
+        node_orders: BTreeMap::from([
+            (NodeId(1), NodeOrder { operation: 8, verb: NodeVerb::Restart, begun: None }),
+            (
+                NodeId(2),
+                NodeOrder { operation: 9, verb: NodeVerb::Reclone, begun: Some(ProcessStart(3)) },
+            ),
+        ]),
+        scheduled: Some(Scheduled {
+            operation: 10,
+            to: NodeId(2),
+            budget: Duration::from_secs(5),
+            due_unix_us: -1,
         }),
     }
 }

@@ -280,7 +280,9 @@ impl Core {
             | Completion::SwitchoverPrepared
             | Completion::ClientsShutOut
             | Completion::StoppedCleanly { .. }
-            | Completion::JournalEmptied => {}
+            | Completion::JournalEmptied
+            | Completion::StandbyRestarted
+            | Completion::Reloaded { .. } => {}
         }
     }
 

@@ -42,6 +42,8 @@ enum Step {
     Open,
     /// Clients are shut out and the server is being stopped, by an operator's order.
     HandingOver,
+    /// The server is being stopped to be started again, by an operator's order; the gate is open.
+    Restarting,
     /// Ordered to step down: the gate is shut, what it released is on its way.
     Draining,
     /// Ending every process of the server.
@@ -125,6 +127,7 @@ impl HolderStage {
             Step::LettingIn => "opening",
             Step::Open => "holder",
             Step::HandingOver => self.switching.map_or("stopping", |switching| switching.word()),
+            Step::Restarting => "restarting",
             Step::Draining => "stepping-down",
             Step::Fencing { .. } => "fencing",
             Step::Releasing => "released",
@@ -142,6 +145,14 @@ impl HolderStage {
     pub(super) fn hand_over(&mut self, switching: Switching) {
         self.switching = Some(switching);
         self.step = Step::HandingOver;
+    }
+
+    pub(super) fn stop_for_restart(&mut self) {
+        self.step = Step::Restarting;
+    }
+
+    fn is_restarting(&self) -> bool {
+        matches!(self.step, Step::Restarting)
     }
 
     pub(super) fn let_in_again(&mut self) {
@@ -239,6 +250,7 @@ impl Core {
             | Step::LettingIn
             | Step::Open
             | Step::HandingOver
+            | Step::Restarting
             | Step::Draining
             | Step::Fencing { .. } => {}
         }
@@ -246,7 +258,7 @@ impl Core {
             self.change_sync_set(now);
             self.change_mode(now);
             self.publish_permit();
-        } else if self.stage().hands_over() {
+        } else if self.stage().hands_over() || self.stage().is_restarting() {
             // The stop waits until the gate has let everything pass.
             self.publish_permit();
         }
@@ -333,12 +345,16 @@ impl Core {
     }
 
     fn watch_server(&mut self, now: BootInstant) {
-        if !self.stage().has_server() {
+        let watched = self.stage().has_server() || self.stage().is_restarting();
+        if !watched {
             return;
         }
         if !self.lease_runs(now) {
             self.trouble = Some("the lease ran out: no majority confirms it".to_owned());
             self.fence(AfterFence::Restart);
+            return;
+        }
+        if self.stage().is_restarting() {
             return;
         }
         let failed = match &self.local.postgres {
@@ -417,6 +433,11 @@ impl Core {
                         self.stage().step = Step::Releasing;
                         self.propose_release(now);
                     }
+                    Step::Restarting => {
+                        self.permit = None;
+                        self.source = None;
+                        self.stage().step = Step::Acquiring;
+                    }
                     _ => self.stage().step = Step::Acquiring,
                 }
             }
@@ -428,7 +449,9 @@ impl Core {
             | Completion::PromotedLocally { .. }
             | Completion::Surveyed(_)
             | Completion::Joined
-            | Completion::JournalEmptied => {}
+            | Completion::JournalEmptied
+            | Completion::StandbyRestarted
+            | Completion::Reloaded { .. } => {}
         }
     }
 
@@ -448,6 +471,7 @@ impl Core {
                 self.fence(if give_up { AfterFence::Release } else { AfterFence::Restart });
             }
             Task::ReadIndex => self.stage().step = Step::Acquiring,
+            Task::StopForRestart { .. } => self.fence(AfterFence::Restart),
             // Tried again by advance_holder after a pause.
             Task::Fence | Task::LetClientsIn { .. } => {}
             Task::PrepareSwitchover | Task::ShutClientsOut { .. } | Task::StopCleanly { .. } => {
@@ -459,7 +483,9 @@ impl Core {
             | Task::PromoteLocally { .. }
             | Task::Survey
             | Task::Join { .. }
-            | Task::BeginJournalAnew(_) => {}
+            | Task::BeginJournalAnew(_)
+            | Task::RestartStandby { .. }
+            | Task::Reload => {}
         }
     }
 

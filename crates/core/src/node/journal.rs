@@ -102,7 +102,9 @@ impl Core {
             | Completion::Drained
             | Completion::SwitchoverPrepared
             | Completion::ClientsShutOut
-            | Completion::StoppedCleanly { .. } => {}
+            | Completion::StoppedCleanly { .. }
+            | Completion::StandbyRestarted
+            | Completion::Reloaded { .. } => {}
         }
     }
 

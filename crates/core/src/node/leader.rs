@@ -3,6 +3,7 @@
 //! Everything it proposes says what it believed, so a leader that is mistaken about its own
 //! leadership, or late, does no harm.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use understudy_types::{BootInstant, Epoch, Lsn, NodeId, SystemId, Timeline};
 
 use super::{Core, REPORT_FRESH, Slot};
 use crate::ClusterState;
-use crate::state::{Command, Phase, PromoteCause};
+use crate::state::{Command, NodeOrder, Phase, PromoteCause};
 use crate::verdict::{self, Candidacy, Evidence};
 
 /// A promotion that has not been reported after this is superseded, if anybody else can.
@@ -30,6 +31,9 @@ pub(super) struct LeaderView {
     lost_since: Option<BootInstant>,
     order_since: Option<(u64, BootInstant)>,
     switchover_since: Option<(u64, BootInstant)>,
+    /// Orders to nodes, by operation and whether they had begun.
+    #[serde(default, with = "crate::serde_parts::pairs")]
+    node_orders_since: BTreeMap<(u64, bool), BootInstant>,
 }
 
 impl LeaderView {
@@ -49,6 +53,16 @@ impl LeaderView {
                 Some((id, at)) if id == switchover.operation => (id, at),
                 Some(_) | None => (switchover.operation, now),
             });
+        let before = std::mem::take(&mut self.node_orders_since);
+        let keys = state.node_orders.values().map(|o| (o.operation, o.begun.is_some()));
+        self.node_orders_since =
+            keys.map(|key| (key, before.get(&key).copied().unwrap_or(now))).collect();
+    }
+
+    /// For how long this node has known of an order as it stands, begun or not.
+    pub(super) fn order_known_for(&self, now: BootInstant, order: &NodeOrder) -> Option<Duration> {
+        let key = (order.operation, order.begun.is_some());
+        self.node_orders_since.get(&key).map(|since| now.since(*since))
     }
 
     /// Since when this node has known of the switchover under way.
@@ -79,6 +93,8 @@ impl Core {
             Phase::Running | Phase::Handover(_) => self.answer_loss(now),
         }
         self.end_stale_switchover(now);
+        self.end_stale_orders(now);
+        self.begin_what_is_due(now);
     }
 
     /// The first epoch goes to the node that founding named, once it has a data directory.

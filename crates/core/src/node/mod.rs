@@ -18,6 +18,7 @@ mod holder;
 mod journal;
 mod leader;
 pub mod lease;
+mod orders;
 mod passive;
 mod settled;
 mod switchover;
@@ -103,6 +104,8 @@ pub enum Slot {
     Housekeeping,
     /// A mark.
     Mark,
+    /// This node begins or ends what it was ordered to do.
+    NodeOrder,
 }
 
 /// Something happened.
@@ -192,6 +195,13 @@ pub enum Completion {
     },
     /// The journal is set aside, and an empty one is in its place.
     JournalEmptied,
+    /// The standby was stopped and runs again.
+    StandbyRestarted,
+    /// PostgreSQL has read its settings anew.
+    Reloaded {
+        /// What changed by that, for people.
+        words: String,
+    },
 }
 
 /// A task did not go well.
@@ -289,6 +299,19 @@ pub enum Task {
     },
     /// At a node that has nothing but a journal: set it aside, on behalf of this epoch.
     BeginJournalAnew(Epoch),
+    /// Stop the server of a holder the fast way with the gate open, or the hard way once `within` is over,
+    /// and prove that nothing of it is left. Answered by `Fenced`.
+    StopForRestart {
+        /// How long the fast stop may take.
+        within: Duration,
+    },
+    /// Stop the standby the fast way and start it again; the journal goes on following.
+    RestartStandby {
+        /// How long the fast stop may take.
+        within: Duration,
+    },
+    /// Read the node's settings anew, and have the server that runs read them.
+    Reload,
 }
 
 /// An epoch with all that identifies it.
@@ -415,6 +438,9 @@ pub struct Core {
     /// A majority has confirmed, since this process began, that the state here is not an old one.
     confirmed: bool,
     trouble: Option<String>,
+    /// What an operator ordered this node to do, while it does.
+    #[serde(default)]
+    doing: Option<orders::Doing>,
     actions: VecDeque<Action>,
 }
 
@@ -454,6 +480,7 @@ impl Core {
             prepared: false,
             confirmed: false,
             trouble: None,
+            doing: None,
             actions: VecDeque::new(),
         }
     }
@@ -487,6 +514,7 @@ impl Core {
             Event::TaskDone(id, result) => {
                 if self.running.as_ref().is_some_and(|running| running.id == id) {
                     let running = self.running.take().expect("just seen");
+                    self.note_order_task(id, &result);
                     self.take_result(now, running.task, result);
                 }
             }
@@ -626,7 +654,11 @@ impl Core {
             Command::SetMark { .. } | Command::ClearMark { .. } => {
                 self.pending.remove(&Slot::Mark);
             }
-            Command::EndOrder { .. } | Command::Resume { .. } => {
+            Command::EndOrder { .. } | Command::Resume { .. } | Command::BeginScheduled { .. } => {
+                self.pending.remove(&Slot::Housekeeping);
+            }
+            Command::BeginNodeOrder { .. } | Command::EndNodeOrder { .. } => {
+                self.pending.remove(&Slot::NodeOrder);
                 self.pending.remove(&Slot::Housekeeping);
             }
             Command::Renew { .. }
@@ -637,6 +669,9 @@ impl Core {
             | Command::OrderSwitchover { .. }
             | Command::SetDial { .. }
             | Command::AcceptLoss { .. }
+            | Command::OrderNode { .. }
+            | Command::ScheduleSwitchover { .. }
+            | Command::CancelScheduled { .. }
             | Command::Pause { .. } => {}
         }
     }
@@ -647,6 +682,10 @@ impl Core {
         task: Task,
         result: Result<Completion, TaskFailure>,
     ) {
+        if task == Task::Reload {
+            // It changes nothing of how this node stands, however it went.
+            return;
+        }
         match result {
             Ok(completion) => {
                 self.trouble = None;
@@ -689,6 +728,7 @@ impl Core {
             Role::Passive(_) => self.advance_passive(now),
             Role::Journal(_) => self.advance_journal(now),
         }
+        self.advance_orders(now);
         if self.is_leader {
             self.advance_leader(now);
         }

@@ -54,6 +54,16 @@ impl PassiveStage {
         }
     }
 
+    /// The standby runs and is kept running.
+    pub(super) fn is_following(&self) -> bool {
+        matches!(self.step, Step::Following)
+    }
+
+    /// A person has to decide.
+    pub(super) fn has_refused(&self) -> bool {
+        matches!(self.step, Step::Refused)
+    }
+
     pub(super) fn word(&self) -> &'static str {
         match self.step {
             Step::Assessing => "assessing",
@@ -129,6 +139,12 @@ impl Core {
         }
     }
 
+    /// The data is made afresh, whatever it is; nothing below that rung is tried.
+    pub(super) fn reclone(&mut self) {
+        self.passive().at_least = Rung::Clone;
+        self.fence_passive();
+    }
+
     fn fence_passive(&mut self) {
         self.unfollow();
         self.passive().step = Step::Fencing;
@@ -155,7 +171,13 @@ impl Core {
             return;
         }
         let Some(holder) = self.state.active() else { return };
+        let restarting = self
+            .running
+            .as_ref()
+            .is_some_and(|running| matches!(running.task, Task::RestartStandby { .. }));
         match &self.local.postgres {
+            // Its end is meant, and the task answers for it.
+            _ if restarting => {}
             PostgresView::Running(facts) if facts.in_recovery == Some(false) => {
                 self.fence_passive();
                 return;
@@ -251,7 +273,9 @@ impl Core {
             | Completion::SwitchoverPrepared
             | Completion::ClientsShutOut
             | Completion::StoppedCleanly { .. }
-            | Completion::JournalEmptied => {}
+            | Completion::JournalEmptied
+            | Completion::StandbyRestarted
+            | Completion::Reloaded { .. } => {}
         }
     }
 
@@ -279,6 +303,9 @@ impl Core {
     }
 
     pub(super) fn passive_failed(&mut self, task: &Task, failure: &TaskFailure) {
+        if matches!(task, Task::RestartStandby { .. }) {
+            self.passive().step = Step::Fencing;
+        }
         let Task::Join { rung, .. } = task else { return };
         // Only what a rung itself could not do leads to the next one, which costs more and destroys
         // more; a holder that cannot be reached does not.

@@ -355,7 +355,10 @@ impl Core {
             | Task::PromoteLocally { .. }
             | Task::Survey
             | Task::Join { .. }
-            | Task::BeginJournalAnew(_) => {}
+            | Task::BeginJournalAnew(_)
+            | Task::StopForRestart { .. }
+            | Task::RestartStandby { .. }
+            | Task::Reload => {}
         }
     }
 

@@ -10,6 +10,7 @@ use understudy_types::{
     ClusterId, DurabilityMode, Epoch, Lsn, NodeId, NodeKind, SeededBug, SystemId, Timeline,
 };
 
+use super::orders::Ordered;
 use super::switchover::Order;
 use super::{
     ClusterState, Command, Durability, Expect, FailoverOrder, Granted, Holder, HolderProof,
@@ -85,7 +86,9 @@ impl ClusterState {
             }
             Command::EndOrder { operation, why, at_unix_us } => {
                 self.check_may_end(*operation)?;
-                if self.end_switchover(*operation, why, *at_unix_us) {
+                if self.end_switchover(*operation, why, *at_unix_us)
+                    || self.end_scheduled(*operation, why, *at_unix_us)
+                {
                     return Ok(None);
                 }
                 if self.order.as_ref().map(|order| order.operation) != Some(*operation) {
@@ -95,6 +98,12 @@ impl ClusterState {
                 self.end(*operation, OperationStatus::Failed(why.clone()), *at_unix_us);
                 Ok(None)
             }
+            Command::OrderNode { .. }
+            | Command::BeginNodeOrder { .. }
+            | Command::EndNodeOrder { .. }
+            | Command::ScheduleSwitchover { .. }
+            | Command::BeginScheduled { .. }
+            | Command::CancelScheduled { .. } => self.apply_order(index, command),
             Command::Pause { until_unix_us, caller, reason, at_unix_us } => {
                 if let Some(previous) = self.pause.take() {
                     self.end(previous.operation, OperationStatus::Done, *at_unix_us);
@@ -113,6 +122,51 @@ impl ClusterState {
                 self.end(index, OperationStatus::Done, *at_unix_us);
                 Ok(Some(index))
             }
+        }
+    }
+
+    /// Orders to one node, and what is scheduled.
+    fn apply_order(&mut self, index: u64, command: &Command) -> Applied {
+        match command {
+            Command::OrderNode {
+                node,
+                verb,
+                epoch,
+                accepts_waiting,
+                caller,
+                reason,
+                at_unix_us,
+            } => {
+                self.check_node_order(*node, *verb, *epoch, *accepts_waiting)?;
+                let ordered = Ordered { caller, reason, at_unix_us: *at_unix_us };
+                self.order_node(index, *node, *verb, &ordered)
+            }
+            Command::BeginNodeOrder { operation, node, process } => {
+                self.begin_node_order(*operation, *node, *process)
+            }
+            Command::EndNodeOrder { operation, failed, words, at_unix_us } => {
+                self.end_node_order(*operation, *failed, words, *at_unix_us)
+            }
+            Command::ScheduleSwitchover {
+                to,
+                epoch,
+                budget,
+                due_unix_us,
+                caller,
+                reason,
+                at_unix_us,
+            } => {
+                self.check_schedule(*to, *epoch)?;
+                let ordered = Ordered { caller, reason, at_unix_us: *at_unix_us };
+                self.schedule(index, *to, *budget, *due_unix_us, &ordered)
+            }
+            Command::BeginScheduled { operation, at_unix_us } => {
+                self.begin_scheduled(*operation, *at_unix_us)
+            }
+            Command::CancelScheduled { caller, reason, at_unix_us } => {
+                self.cancel_scheduled(&Ordered { caller, reason, at_unix_us: *at_unix_us })
+            }
+            _ => unreachable!("called for these only"),
         }
     }
 
@@ -554,6 +608,7 @@ impl ClusterState {
             reason: reason.to_owned(),
             what: None,
             status,
+            report: None,
             started_unix_us: at_unix_us,
             ended_unix_us: None,
         };

@@ -10,7 +10,7 @@ use understudy_types::{
     ClusterId, DurabilityMode, Epoch, Lsn, NodeId, ProcessStart, PromotionId, SystemId, Timeline,
 };
 
-use super::{Dial, LossBound, LossLimit, Mark, Member, OperationKind, Published};
+use super::{Dial, LossBound, LossLimit, Mark, Member, NodeVerb, OperationKind, Published};
 use crate::ClusterConfig;
 
 /// What the proposer of a change of holder believed; compared field by field at apply.
@@ -285,6 +285,76 @@ pub enum Command {
         /// Wall-clock microseconds.
         at_unix_us: i64,
     },
+    /// An operator's order to one node about its PostgreSQL.
+    OrderNode {
+        /// Which.
+        node: NodeId,
+        /// What it is to do.
+        verb: NodeVerb,
+        /// Refused in another epoch.
+        epoch: Epoch,
+        /// Commits may wait until it is done.
+        accepts_waiting: bool,
+        /// Who ordered it.
+        caller: String,
+        /// Why.
+        reason: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
+    /// The node begins to carry out what it was ordered.
+    BeginNodeOrder {
+        /// Which order.
+        operation: u64,
+        /// The node.
+        node: NodeId,
+        /// The start of its process, which alone carries it out.
+        process: ProcessStart,
+    },
+    /// An order to a node has come to its end.
+    EndNodeOrder {
+        /// Which.
+        operation: u64,
+        /// It was not carried out as ordered.
+        failed: bool,
+        /// Why not, or what came of it.
+        words: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
+    /// An operator's switchover that is to begin later.
+    ScheduleSwitchover {
+        /// To whom.
+        to: NodeId,
+        /// Refused in another epoch; the one at its time may be another.
+        epoch: Epoch,
+        /// As in `OrderSwitchover`.
+        budget: Duration,
+        /// When, wall-clock microseconds.
+        due_unix_us: i64,
+        /// Who ordered it.
+        caller: String,
+        /// Why.
+        reason: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
+    /// The time of a scheduled switchover has come.
+    BeginScheduled {
+        /// Which.
+        operation: u64,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
+    /// An operator takes a scheduled switchover back.
+    CancelScheduled {
+        /// Who.
+        caller: String,
+        /// Why.
+        reason: String,
+        /// Wall-clock microseconds.
+        at_unix_us: i64,
+    },
     /// Stops automatic failover.
     Pause {
         /// Until then, wall-clock microseconds.
@@ -340,6 +410,12 @@ impl Command {
             Command::Handover { .. } => "handover",
             Command::Undo { .. } => "undo",
             Command::EndOrder { .. } => "end-order",
+            Command::OrderNode { .. } => "order-node",
+            Command::BeginNodeOrder { .. } => "begin-node-order",
+            Command::EndNodeOrder { .. } => "end-node-order",
+            Command::ScheduleSwitchover { .. } => "schedule-switchover",
+            Command::BeginScheduled { .. } => "begin-scheduled",
+            Command::CancelScheduled { .. } => "cancel-scheduled",
             Command::Pause { .. } => "pause",
             Command::Resume { .. } => "resume",
             Command::AdmitMember { .. } => "admit-member",
@@ -467,6 +543,12 @@ pub enum Rejection {
     /// Not the mode that is wanted.
     #[error("the mode that is wanted is {0}")]
     Mode(DurabilityMode),
+    /// The active's data is what the others are made from.
+    #[error("node {0} is the active one: its data is what copies are made from")]
+    IsActive(NodeId),
+    /// Every commit would wait for the end of it, and that was not accepted.
+    #[error("commits would wait until node {0} has everything again, and nobody accepted that")]
+    WouldStall(NodeId),
 }
 
 /// Why a node may not be promoted (the data side of ELIGIBLE in docs/safety.md).
@@ -529,6 +611,9 @@ impl OperationKind {
             OperationKind::SetDial => "rpo",
             OperationKind::AcceptLoss => "accept-loss",
             OperationKind::Recover => "recover",
+            OperationKind::Restart => "restart",
+            OperationKind::Reload => "reload",
+            OperationKind::Reclone => "reclone",
         }
     }
 }

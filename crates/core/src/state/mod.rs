@@ -7,6 +7,7 @@ mod apply;
 mod command;
 mod dial;
 mod loss;
+mod orders;
 mod recovery;
 mod switchover;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use understudy_types::{
 
 pub use dial::Dial;
 pub use loss::{LossBound, LossLimit};
+pub use orders::{NodeOrder, NodeVerb, SCHEDULE_TOLERANCE, Scheduled};
 pub use recovery::{CannotRecover, Recovery, RecoveryOrder};
 
 pub use command::{
@@ -73,6 +75,12 @@ pub struct ClusterState {
     pub operations: BTreeMap<u64, Operation>,
     /// How the present incarnation came to be; `None` in the founded one.
     pub recovery: Option<Recovery>,
+    /// Orders to nodes that are under way; one a node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_orders: BTreeMap<NodeId, NodeOrder>,
+    /// A switchover that is to begin at a stated time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Scheduled>,
 }
 
 /// Which cluster this is.
@@ -314,6 +322,9 @@ pub struct Operation {
     pub what: Option<String>,
     /// How it stands.
     pub status: OperationStatus,
+    /// What came of it, where `Done` alone does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<String>,
     /// Wall-clock microseconds, from the proposer.
     pub started_unix_us: i64,
     /// The same, when it ended.
@@ -337,6 +348,12 @@ pub enum OperationKind {
     AcceptLoss,
     /// Make a sole survivor a new incarnation of the cluster.
     Recover,
+    /// Restart one node's PostgreSQL.
+    Restart,
+    /// Have one node's PostgreSQL read its settings anew.
+    Reload,
+    /// Make one node's data afresh from the active.
+    Reclone,
 }
 
 /// How an operation stands.
@@ -348,6 +365,8 @@ pub enum OperationStatus {
     Done,
     /// Ended otherwise; the words say how.
     Failed(String),
+    /// Taken back before it had begun; the words say by whom.
+    Cancelled(String),
 }
 
 impl ClusterState {

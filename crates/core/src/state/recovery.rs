@@ -194,6 +194,7 @@ impl ClusterState {
             reason: order.reason.clone(),
             what: Some(what),
             status: OperationStatus::Done,
+            report: None,
             started_unix_us: order.at_unix_us,
             ended_unix_us: Some(order.at_unix_us),
         };

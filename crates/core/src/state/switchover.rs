@@ -156,6 +156,7 @@ impl ClusterState {
         self.check_data_node(to)?;
         let busy = self.order.as_ref().map(|order| order.operation);
         let busy = busy.or(self.switchover.as_ref().map(|switchover| switchover.operation));
+        let busy = busy.or(self.stopping_order(to));
         if let Some(operation) = busy {
             return Err(Rejection::Busy(operation));
         }

@@ -6,6 +6,7 @@
 //! state.
 
 mod dial;
+mod orders;
 mod routes;
 mod switchover;
 #[cfg(test)]
@@ -106,6 +107,12 @@ impl AdminService {
         self.context.state.borrow().clone()
     }
 
+    /// The newest snapshot, as it may be told now.
+    fn status(&self) -> ClusterStatus {
+        let status = ClusterStatus::clone(&self.context.status.borrow());
+        status.at_most_writable((self.context.writability)().writable)
+    }
+
     /// Proposes an order and answers with its operation.
     async fn order(&self, command: Command) -> Result<Response<v1::OperationResponse>, Status> {
         let kind = command.kind();
@@ -134,15 +141,13 @@ impl AdminService {
 
     /// The operation as this node's state has it, once it does.
     async fn taken(&self, id: u64) -> v1::Operation {
-        let mut state = self.context.state.clone();
-        let there = state.wait_for(|state| state.operations.contains_key(&id));
-        let there = tokio::time::timeout(CATCH_UP, there).await;
-        let found = match &there {
-            Ok(Ok(state)) => state.operations.get(&id),
-            Ok(Err(_)) | Err(_) => None,
-        };
-        match found {
-            Some(operation) => v1::Operation::from(&status::operation(id, operation)),
+        let mut known = self.context.state.clone();
+        let there = known.wait_for(|state| state.operations.contains_key(&id));
+        // However that ended, the state says whether it is there.
+        let _ = tokio::time::timeout(CATCH_UP, there).await;
+        let state = self.state();
+        match state.operations.get(&id) {
+            Some(operation) => v1::Operation::from(&status::operation(&state, id, operation)),
             // Accepted by the leader, and this node has not heard of it yet.
             None => v1::Operation { id, outcome: "running".to_owned(), ..Default::default() },
         }
@@ -218,6 +223,19 @@ impl Admin for AdminService {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let state = self.state();
+        if let Some(due_unix_us) = request.scheduled_unix_us {
+            return self
+                .order(Command::ScheduleSwitchover {
+                    to: target(&state, &request.to)?,
+                    epoch: request.expect_epoch.map_or(state.epoch, Into::into),
+                    budget: switchover::checked_budget(request.pause_budget_ms)?,
+                    due_unix_us: orders::checked_due(due_unix_us)?,
+                    caller,
+                    reason: checked_reason(request.reason)?,
+                    at_unix_us: wall_unix_us(),
+                })
+                .await;
+        }
         self.order(Command::OrderSwitchover {
             to: target(&state, &request.to)?,
             epoch: request.expect_epoch.map_or(state.epoch, Into::into),
@@ -238,10 +256,37 @@ impl Admin for AdminService {
         let to = target(&state, &request.to)?;
         let epoch = request.expect_epoch.map_or(state.epoch, Into::into);
         let budget = switchover::checked_budget(request.pause_budget_ms)?;
-        let status = self.context.status.borrow().clone();
-        let status = ClusterStatus::clone(&status);
-        let status = status.at_most_writable((self.context.writability)().writable);
-        Ok(Response::new(switchover::plan(&state, &status, to, epoch, budget)))
+        Ok(Response::new(switchover::plan(&state, &self.status(), to, epoch, budget)))
+    }
+
+    async fn cancel_switchover(
+        &self,
+        request: Request<v1::CancelSwitchoverRequest>,
+    ) -> Result<Response<v1::OperationResponse>, Status> {
+        let caller = caller(&request)?;
+        let reason = checked_reason(request.into_inner().reason)?;
+        self.order(Command::CancelScheduled { caller, reason, at_unix_us: wall_unix_us() }).await
+    }
+
+    async fn order_node(
+        &self,
+        request: Request<v1::NodeOrderRequest>,
+    ) -> Result<Response<v1::OperationResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let state = self.state();
+        let wanted = orders::wanted(&state, &request)?;
+        let command = orders::command(&wanted, &state, &self.status(), caller, request.reason)?;
+        self.order(command).await
+    }
+
+    async fn plan_node_order(
+        &self,
+        request: Request<v1::NodeOrderRequest>,
+    ) -> Result<Response<v1::NodeOrderPlan>, Status> {
+        let state = self.state();
+        let wanted = orders::wanted(&state, &request.into_inner())?;
+        Ok(Response::new(orders::plan(&wanted, &state, &self.status())))
     }
 
     async fn pause(
@@ -313,7 +358,7 @@ impl Admin for AdminService {
             let kept = understudy_core::state::OPERATIONS_KEPT;
             Status::not_found(format!("no operation {id} among the {kept} that are remembered"))
         })?;
-        let operation = Some(v1::Operation::from(&status::operation(id, found)));
+        let operation = Some(v1::Operation::from(&status::operation(&state, id, found)));
         Ok(Response::new(v1::OperationResponse { operation }))
     }
 }
@@ -388,6 +433,15 @@ fn rejection_words(state: &ClusterState, rejection: &Rejection) -> String {
         Rejection::NotEligible { node, why: Ineligible::IsHolder } => {
             format!("{} is the active node already", state.name_of(*node))
         }
+        Rejection::IsActive(node) => format!(
+            "{} is the active one, from whose data copies are made; make another node active first",
+            state.name_of(*node)
+        ),
+        Rejection::WouldStall(node) => format!(
+            "every commit would wait until {0} has everything again (dial zero, stall); accept that with \
+             --yes, or set the dial to degrade or bounded first",
+            state.name_of(*node)
+        ),
         Rejection::NotEligible { node, why } => {
             format!("{} may not be promoted: {why}", state.name_of(*node))
         }
@@ -406,6 +460,8 @@ fn rejection_kind(rejection: &Rejection) -> &'static str {
         Rejection::BadDial(_) => "bad-dial",
         Rejection::ConfigVersion { .. } => "config-version",
         Rejection::NoOperation => "no-operation",
+        Rejection::IsActive(_) => "is-active",
+        Rejection::WouldStall(_) => "would-stall",
         Rejection::AlreadyFounded
         | Rejection::NotFounded
         | Rejection::BadFounding(_)

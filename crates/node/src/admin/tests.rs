@@ -320,3 +320,77 @@ async fn health_follows_the_nodes_readiness() {
     door.status.send_replace(Arc::new(detached.build()));
     while watched.next().await.unwrap().unwrap().status != 2 {}
 }
+
+fn node_order(node: &str, verb: &str) -> v1::NodeOrderRequest {
+    let (node, verb, reason) = (node.to_owned(), verb.to_owned(), "maintenance".to_owned());
+    v1::NodeOrderRequest { node, verb, reason, ..Default::default() }
+}
+
+/// `max_connections` at a node: in force, and after a restart.
+fn limit(scene: &mut Scene, node: understudy_types::NodeId, running: u32, after: u32) {
+    scene.report(node).parameters = vec![v1::ServerParameter {
+        name: "max_connections".to_owned(),
+        running: running.to_string(),
+        after_restart: (running != after).then(|| after.to_string()),
+    }];
+}
+
+#[tokio::test]
+async fn a_restart_that_would_leave_a_standby_with_less_than_its_primary_is_refused() {
+    let door = open().await;
+    let mut operator = door.operator();
+    for (running, after, first, wrong) in [(60, 80, "south", "north"), (60, 40, "north", "south")] {
+        let mut scene = Scene::seen_by(NORTH);
+        limit(&mut scene, NORTH, running, after);
+        limit(&mut scene, SOUTH, running, after);
+        door.status.send_replace(Arc::new(scene.build()));
+        let refused = operator.order_node(node_order(wrong, "restart")).await.unwrap_err();
+        assert_eq!(kind_of(&refused), Some("parameters"));
+        assert!(refused.message().contains(&format!("restart {first} first")), "{refused:?}");
+        let plan = operator.plan_node_order(node_order(first, "restart")).await.unwrap();
+        let plan = plan.into_inner();
+        assert!(plan.possible, "{plan:?}");
+        assert!(plan.steps.iter().any(|step| step.contains("max_connections")), "{plan:?}");
+    }
+    assert!(door.log.state.borrow().node_orders.is_empty());
+}
+
+#[tokio::test]
+async fn an_order_to_a_node_is_one_operation_and_refused_in_words_where_it_would_hurt() {
+    let door = open().await;
+    let mut operator = door.operator();
+    for (node, verb) in [("witness", "restart"), ("south", "remove"), ("", "reload")] {
+        let wrong = operator.order_node(node_order(node, verb)).await.unwrap_err();
+        assert_eq!(wrong.code(), Code::InvalidArgument, "{node} {verb}");
+    }
+    let active = operator.order_node(node_order("north", "reclone")).await.unwrap_err();
+    assert_eq!(kind_of(&active), Some("is-active"));
+    assert!(active.message().starts_with("north is the active one"), "{active:?}");
+    let taken = operator.order_node(node_order("south", "reload")).await.unwrap();
+    let taken = taken.into_inner().operation.unwrap();
+    assert_eq!((taken.kind.as_str(), taken.what.as_str()), ("reload", "south"));
+    let again = operator.order_node(node_order("south", "restart")).await.unwrap_err();
+    assert_eq!(kind_of(&again), Some("busy"));
+}
+
+#[tokio::test]
+async fn a_scheduled_switchover_lies_ahead_is_one_and_can_be_taken_back() {
+    let door = open().await;
+    let mut operator = door.operator();
+    let now = wall_unix_us();
+    let at = |unix_us| v1::SwitchoverRequest { scheduled_unix_us: Some(unix_us), ..switchover() };
+    for wrong in [now - 60_000_000, i64::MAX] {
+        let refused = operator.switchover(at(wrong)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{wrong}");
+    }
+    let due = now + 3_600_000_000;
+    let taken = operator.switchover(at(due)).await.unwrap().into_inner().operation.unwrap();
+    assert_eq!((taken.kind.as_str(), taken.outcome.as_str()), ("switchover", "scheduled"));
+    let second = operator.switchover(at(due)).await.unwrap_err();
+    assert_eq!(kind_of(&second), Some("busy"));
+    let cancel = || v1::CancelSwitchoverRequest { reason: "not tonight".to_owned() };
+    let ended = operator.cancel_switchover(cancel()).await.unwrap().into_inner().operation.unwrap();
+    assert_eq!((ended.id, ended.outcome.as_str()), (taken.id, "cancelled"));
+    let none = operator.cancel_switchover(cancel()).await.unwrap_err();
+    assert_eq!(kind_of(&none), Some("no-operation"));
+}

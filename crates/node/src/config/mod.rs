@@ -172,7 +172,8 @@ pub struct PostgresConfig {
     /// frozen, does nothing. Default `true`. With `false` nothing is confirmed then either, but sessions
     /// go on reading data that may be old until the daemon is back.
     pub guardian: bool,
-    /// The operator's own settings. Those that the protocol rests on are refused.
+    /// The operator's own settings. Those that the protocol rests on are refused. `understudy reload` has
+    /// them read again; ALTER SYSTEM comes before them.
     pub parameters: BTreeMap<String, String>,
 }
 

@@ -130,7 +130,7 @@ impl Hands {
         Ok(Completion::Joined)
     }
 
-    async fn start_standby(&self) -> Result<(), TaskFailure> {
+    pub(super) async fn start_standby(&self) -> Result<(), TaskFailure> {
         let run = self.options().data_dir.join("run");
         let conninfo = format!(
             "host={} port={RELAY_PORT} user={ROLE_REPLICATION} application_name={}",

@@ -10,6 +10,7 @@ mod follow;
 mod hold;
 mod join;
 mod observe;
+mod orders;
 mod switchover;
 
 use std::collections::BTreeSet;
@@ -29,6 +30,7 @@ use understudy_shipping::source::SourceHandle;
 use understudy_transport::Dialer;
 use understudy_types::{Clock, ClusterId, Incarnation, Lineage, NodeId, NodeName, SystemId};
 
+use crate::config::NodeConfig;
 use crate::follower::{FollowOrder, Follower, FollowerOptions};
 use crate::receipts::{Promised, ReceiptSummary};
 
@@ -66,6 +68,9 @@ pub(crate) struct HandsOptions {
     pub(crate) cluster: ClusterId,
     pub(crate) incarnation: Incarnation,
     pub(crate) data_dir: PathBuf,
+    /// The node's file, for a reload, and what it said at the start.
+    pub(crate) config_path: PathBuf,
+    pub(crate) config: Arc<NodeConfig>,
     /// `None` where the configuration does without.
     pub(crate) guard: Option<Arc<GuardianLink>>,
     pub(crate) server: Server,
@@ -240,6 +245,9 @@ impl Hands {
             Task::Join { rung, keep_from, holder, history, epoch } => {
                 self.join(rung, keep_from, holder, &history, epoch).await
             }
+            Task::StopForRestart { within } => self.stop_for_restart(within).await,
+            Task::RestartStandby { within } => self.restart_standby(within).await,
+            Task::Reload => self.reload().await,
             Task::BeginJournalAnew(_) => {
                 Err(transient_words("a data node begins its journal anew only with its data"))
             }
@@ -360,6 +368,9 @@ fn touches_data(task: &Task) -> bool {
         Task::ReadIndex
         | Task::Hold(_)
         | Task::StopCleanly { .. }
+        | Task::StopForRestart { .. }
+        | Task::RestartStandby { .. }
+        | Task::Reload
         | Task::LetClientsIn { .. }
         | Task::Drain
         | Task::PrepareSwitchover

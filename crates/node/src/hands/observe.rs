@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use understudy_core::node::{DataView, LocalView, PostgresFacts, PostgresView};
-use understudy_postgres::{DataDirectory, GateName, Observation, Probe, Running};
+use understudy_postgres::{DataDirectory, GateName, Observation, Probe, Running, ServerParameter};
 use understudy_types::BootInstant;
 
 use super::Hands;
@@ -22,6 +23,8 @@ const INSPECT_INTERVAL: Duration = Duration::from_secs(2);
 /// it waits for must not keep the regular look.
 const KNOCK_INTERVAL: Duration = Duration::from_secs(1);
 const KNOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// Its settings are asked for this often, in the background too.
+const PARAMETERS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The gate's walsender may owe an answer for this long.
 const GATE_PATIENCE: Duration = Duration::from_secs(3);
@@ -31,7 +34,8 @@ const GATE_PATIENCE: Duration = Duration::from_secs(3);
 struct Watcher {
     /// Nanoseconds since boot.
     door_answered_at: Arc<AtomicU64>,
-    tasks: [JoinHandle<()>; 2],
+    parameters: watch::Receiver<Vec<ServerParameter>>,
+    tasks: [JoinHandle<()>; 3],
 }
 
 impl Watcher {
@@ -52,6 +56,20 @@ impl Watcher {
                 }
             }
         });
+        let (asked, parameters) = watch::channel(Vec::new());
+        let server = hands.server().clone();
+        let asking = tokio::spawn(async move {
+            loop {
+                match server.server_parameters().await {
+                    Ok(found) => drop(asked.send_replace(found)),
+                    Err(error) => tracing::debug!(
+                        error = super::chain(&error),
+                        "the server does not tell its settings"
+                    ),
+                }
+                tokio::time::sleep(PARAMETERS_INTERVAL).await;
+            }
+        });
         let (hands, running) = (hands.clone(), running.clone());
         let waiting = tokio::spawn(async move {
             match hands.server().ended(&running).await {
@@ -67,7 +85,7 @@ impl Watcher {
             }
             hands.wish_look();
         });
-        Watcher { door_answered_at, tasks: [knocking, waiting] }
+        Watcher { door_answered_at, parameters, tasks: [knocking, asking, waiting] }
     }
 
     /// Zero while the last attempt is not overdue.
@@ -120,6 +138,12 @@ impl Observer {
         let wish = self.hands.inner.observed.clone();
         // Either is a reason to look; which one it was does not matter.
         let _ = tokio::time::timeout(interval, wish.notified()).await;
+    }
+
+    /// What the server that runs has said of its settings last; nothing until it has.
+    pub(crate) fn parameters(&self) -> Vec<ServerParameter> {
+        let watcher = self.probe.as_ref().map(|(_, _, watcher)| watcher);
+        watcher.map(|watcher| watcher.parameters.borrow().clone()).unwrap_or_default()
     }
 
     /// Looks.

@@ -47,6 +47,9 @@ pub(super) fn node(facts: &Facts<'_>) -> Value {
             Waited::No => {}
         }
     }
+    if status.own().is_some_and(|own| !own.pending_restart.is_empty()) {
+        put("pending_restart", true.into());
+    }
     if status.paused_until_unix_us.is_some() {
         put("pause", true.into());
     }
@@ -73,6 +76,11 @@ pub(super) fn cluster(facts: &Facts<'_>) -> Value {
     if status.paused_until_unix_us.is_some() {
         cluster["pause"] = true.into();
     }
+    if let Some(scheduled) = &status.scheduled_switchover {
+        cluster["scheduled_switchover"] = json!({
+            "at": iso_time(scheduled.at_unix_us), "from": status.active, "to": scheduled.to,
+        });
+    }
     cluster
 }
 
@@ -97,6 +105,9 @@ fn member(status: &ClusterStatus, node: &NodeStatus, scheme: &str) -> Value {
         "state": if streams(node) { "streaming" } else { state(node) },
         "site": node.site,
     });
+    if !node.pending_restart.is_empty() {
+        member["pending_restart"] = true.into();
+    }
     if let Some(address) = &node.http_address {
         member["api_url"] = format!("{scheme}://{address}/patroni").into();
     }
@@ -185,6 +196,11 @@ fn lsn_number(lsn: Option<Lsn>) -> Value {
     lsn.map_or(Value::Null, |lsn| lsn.0.into())
 }
 
+/// As Python's `isoformat` writes it, with its separator, in `/cluster`.
+fn iso_time(unix_us: i64) -> String {
+    time(unix_us).replacen(' ', "T", 1)
+}
+
 /// As Python's `isoformat` writes it.
 fn time(unix_us: i64) -> String {
     Timestamp::from_microsecond(unix_us).map_or_else(
@@ -270,6 +286,12 @@ pub(super) fn metrics(facts: &Facts<'_>) -> String {
         "gauge",
         "PostgreSQL's server_version_num.",
         own.server_version_num.map(f64::from),
+    );
+    put(
+        "pending_restart",
+        "gauge",
+        "1 if a setting waits for a restart of PostgreSQL.",
+        flag(!own.pending_restart.is_empty()),
     );
     put("cluster_unlocked", "gauge", "1 if nobody holds the lease.", flag(status.active.is_none()));
     put(

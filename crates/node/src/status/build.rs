@@ -17,7 +17,7 @@ use super::acceptance;
 use super::flush_history::FlushHistory;
 use super::{
     ClusterStatus, DialView, FailoverVerdict, LineageStatus, NodeStatus, OperationView,
-    STATUS_VERSION, SiteRole, StepProgress,
+    STATUS_VERSION, ScheduledView, SiteRole, StepProgress,
 };
 use crate::config;
 use crate::validation::ValidationReport;
@@ -104,7 +104,7 @@ impl StatusBuilder {
                 accept_command: view.accept_command(),
             },
             nodes: view.members.iter().map(|member| self.node(&view, member)).collect(),
-            operations: state.operations.iter().map(|(id, op)| operation(*id, op)).collect(),
+            operations: state.operations.iter().map(|(id, op)| operation(state, *id, op)).collect(),
             paused_until_unix_us: state.pause.as_ref().map(|pause| pause.until_unix_us),
             system_id: state.identity.and_then(|identity| identity.system_id),
             lineage: lineage(state),
@@ -112,6 +112,11 @@ impl StatusBuilder {
             writable_since_unix_us: inputs.writable_since_unix_us,
             dial: state.identity.map(|_| dial(state)),
             validation: inputs.validation.cloned(),
+            scheduled_switchover: state.scheduled.map(|scheduled| ScheduledView {
+                operation: scheduled.operation,
+                to: state.name_of(scheduled.to),
+                at_unix_us: scheduled.due_unix_us,
+            }),
         }
     }
 
@@ -182,6 +187,10 @@ impl StatusBuilder {
             postmaster_start_unix_us: fresh.and_then(|report| report.postmaster_start_unix_us),
             replayed_commit_unix_us: report.and_then(|report| report.replayed_commit_unix_us),
             replay_paused: fresh.is_some_and(|report| report.replay_paused),
+            pending_restart: fresh.map(pending_restart).unwrap_or_default(),
+            parameters: fresh
+                .map(|report| report.parameters.iter().cloned().map(Into::into).collect())
+                .unwrap_or_default(),
         }
     }
 }
@@ -327,6 +336,11 @@ fn progress(report: &v1::NodeReport) -> Option<StepProgress> {
     })
 }
 
+fn pending_restart(report: &v1::NodeReport) -> Vec<String> {
+    let pending = report.parameters.iter().filter(|p| p.after_restart.is_some());
+    pending.map(|parameter| parameter.name.clone()).collect()
+}
+
 fn mark(mark: &Mark) -> String {
     match mark {
         Mark::Dirty => "dirty".to_owned(),
@@ -348,11 +362,14 @@ fn dial(state: &ClusterState) -> DialView {
 }
 
 /// An operation as it is shown.
-pub(crate) fn operation(id: u64, operation: &Operation) -> OperationView {
+pub(crate) fn operation(state: &ClusterState, id: u64, operation: &Operation) -> OperationView {
+    let waits = state.scheduled.is_some_and(|scheduled| scheduled.operation == id);
     let (outcome, detail) = match &operation.status {
+        OperationStatus::Running if waits => ("scheduled", None),
         OperationStatus::Running => ("running", None),
-        OperationStatus::Done => ("done", None),
+        OperationStatus::Done => ("done", operation.report.clone()),
         OperationStatus::Failed(words) => ("failed", Some(words.clone())),
+        OperationStatus::Cancelled(words) => ("cancelled", Some(words.clone())),
     };
     OperationView {
         id,

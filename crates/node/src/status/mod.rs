@@ -16,6 +16,7 @@ mod wire;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use understudy_postgres::STANDBY_PARAMETERS;
 use understudy_types::{
     ClusterId, DurabilityMode, Epoch, Lsn, NodeKind, PromotionId, SystemId, Timeline,
 };
@@ -103,6 +104,9 @@ pub struct ClusterStatus {
     /// The newest look of the answering node whether a failover would work; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationReport>,
+    /// A switchover that is to begin at a stated time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled_switchover: Option<ScheduledView>,
 }
 
 /// The RPO dial, as an operator set it.
@@ -262,6 +266,66 @@ pub struct NodeStatus {
     /// Somebody has paused replay there.
     #[serde(default)]
     pub replay_paused: bool,
+    /// Settings of its PostgreSQL that take effect with its next restart, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending_restart: Vec<String>,
+    /// Those, and the ones of which a standby must not have less than its primary, with their values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parameters: Vec<ParameterView>,
+}
+
+/// A setting of a PostgreSQL that runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParameterView {
+    /// Its name.
+    pub name: String,
+    /// What is in force.
+    pub running: String,
+    /// What would be after a restart, where that differs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_restart: Option<String>,
+}
+
+impl NodeStatus {
+    fn parameter(&self, name: &str) -> Option<&ParameterView> {
+        self.parameters.iter().find(|parameter| parameter.name == name)
+    }
+
+    /// A setting that is a number, as it is in force; absent while that is not known.
+    pub fn in_force(&self, name: &str) -> Option<u64> {
+        self.parameter(name)?.running.parse().ok()
+    }
+
+    /// Of what a standby must not have less of than its primary: what a restart would make larger here,
+    /// and what smaller.
+    pub fn rising_and_falling(&self) -> (Vec<&str>, Vec<&str>) {
+        let (mut rising, mut falling) = (Vec::new(), Vec::new());
+        for name in STANDBY_PARAMETERS {
+            match self.after_restart(name).cmp(&self.in_force(name)) {
+                std::cmp::Ordering::Greater => rising.push(name),
+                std::cmp::Ordering::Less => falling.push(name),
+                std::cmp::Ordering::Equal => {}
+            }
+        }
+        (rising, falling)
+    }
+
+    /// The same as it would be after a restart.
+    pub fn after_restart(&self, name: &str) -> Option<u64> {
+        let parameter = self.parameter(name)?;
+        parameter.after_restart.as_ref().unwrap_or(&parameter.running).parse().ok()
+    }
+}
+
+/// A switchover that is to begin at a stated time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduledView {
+    /// The operation that recorded it.
+    pub operation: u64,
+    /// Who is to become active.
+    pub to: String,
+    /// When, microseconds since the Unix epoch by the clock of whoever leads then.
+    pub at_unix_us: i64,
 }
 
 /// How far a long step is.
@@ -284,7 +348,7 @@ pub struct StepProgress {
 pub struct OperationView {
     /// The log index that recorded it.
     pub id: u64,
-    /// `failover`, `accept-loss`, `switchover`, `rpo`, `pause`, `resume`.
+    /// `failover`, `accept-loss`, `switchover`, `rpo`, `pause`, `resume`, `restart`, `reload`, `reclone`.
     pub kind: String,
     /// Who ordered it.
     pub caller: String,
@@ -293,9 +357,9 @@ pub struct OperationView {
     /// What exactly, where the verb alone does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub what: Option<String>,
-    /// `running`, `done`, `refused`, `failed`.
+    /// `scheduled`, `running`, `done`, `refused`, `failed`, `cancelled`.
     pub outcome: String,
-    /// How it failed.
+    /// How it failed, or what came of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// Wall-clock microseconds since the Unix epoch.
@@ -328,6 +392,13 @@ pub struct LineageStatus {
     /// When it was reported, microseconds since the Unix epoch by the promoted node's wall clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_unix_us: Option<i64>,
+}
+
+impl OperationView {
+    /// It has come to its end.
+    pub fn is_over(&self) -> bool {
+        !matches!(self.outcome.as_str(), "scheduled" | "running")
+    }
 }
 
 impl ClusterStatus {

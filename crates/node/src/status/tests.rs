@@ -7,7 +7,7 @@ use understudy_core::ClusterState;
 use understudy_core::node::Standing;
 use understudy_core::state::{
     Durability, Granted, Holder, Identity, Ineligible, LossBound, Mark, Member, Operation,
-    OperationKind, OperationStatus, Pause, Phase, Published, ReleaseCause,
+    OperationKind, OperationStatus, Pause, Phase, Published, ReleaseCause, Scheduled,
 };
 use understudy_core::verdict::{Reason, Verdict};
 use understudy_proto::v1;
@@ -317,10 +317,13 @@ fn full() -> ClusterStatus {
         caller: "person ada (operator)".to_owned(),
         reason: "maintenance".to_owned(),
         what: Some("to south".to_owned()),
+        report: None,
         status,
         started_unix_us: 1,
         ended_unix_us,
     };
+    let (to, budget) = (SOUTH, Duration::from_secs(9));
+    scene.state.scheduled = Some(Scheduled { operation: 9, to, budget, due_unix_us: 7 });
     let failed = OperationStatus::Failed("nobody is there".to_owned());
     scene.state.operations.insert(3, operation(OperationStatus::Running, None));
     scene.state.operations.insert(9, operation(failed, Some(2)));
@@ -341,6 +344,11 @@ fn full() -> ClusterStatus {
     south.progress_total_bytes = 100;
     south.trouble = "joining again".to_owned();
     south.http_address = "south.example:7480".to_owned();
+    south.parameters = vec![v1::ServerParameter {
+        name: "max_connections".to_owned(),
+        running: "60".to_owned(),
+        after_restart: Some("80".to_owned()),
+    }];
     scene.build()
 }
 

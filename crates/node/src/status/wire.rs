@@ -5,7 +5,7 @@ use understudy_types::{Lsn, NodeKind};
 
 use super::{
     ClusterStatus, DialView, FailoverVerdict, LineageStatus, NodeStatus, OperationView,
-    STATUS_VERSION, SiteRole, StepProgress,
+    ParameterView, STATUS_VERSION, ScheduledView, SiteRole, StepProgress,
 };
 
 impl From<&ClusterStatus> for v1::ClusterStatus {
@@ -49,6 +49,13 @@ impl From<&ClusterStatus> for v1::ClusterStatus {
                 config_version: dial.config_version,
             }),
             validation: status.validation.as_ref().map(Into::into),
+            scheduled_switchover: status.scheduled_switchover.as_ref().map(|scheduled| {
+                v1::ScheduledSwitchover {
+                    operation: scheduled.operation,
+                    to: scheduled.to.clone(),
+                    at_unix_us: scheduled.at_unix_us,
+                }
+            }),
         }
     }
 }
@@ -97,7 +104,23 @@ impl From<&NodeStatus> for v1::NodeStatus {
             postmaster_start_unix_us: node.postmaster_start_unix_us,
             replayed_commit_unix_us: node.replayed_commit_unix_us,
             replay_paused: node.replay_paused,
+            pending_restart: node.pending_restart.clone(),
+            parameters: node.parameters.iter().cloned().map(Into::into).collect(),
         }
+    }
+}
+
+impl From<ParameterView> for v1::ServerParameter {
+    fn from(parameter: ParameterView) -> v1::ServerParameter {
+        let ParameterView { name, running, after_restart } = parameter;
+        v1::ServerParameter { name, running, after_restart }
+    }
+}
+
+impl From<v1::ServerParameter> for ParameterView {
+    fn from(parameter: v1::ServerParameter) -> ParameterView {
+        let v1::ServerParameter { name, running, after_restart } = parameter;
+        ParameterView { name, running, after_restart }
     }
 }
 
@@ -174,6 +197,11 @@ impl TryFrom<v1::ClusterStatus> for ClusterStatus {
             writable_since_unix_us: status.writable_since_unix_us,
             dial: status.dial.map(TryInto::try_into).transpose()?,
             validation: status.validation.map(TryInto::try_into).transpose()?,
+            scheduled_switchover: status.scheduled_switchover.map(|scheduled| ScheduledView {
+                operation: scheduled.operation,
+                to: scheduled.to,
+                at_unix_us: scheduled.at_unix_us,
+            }),
         })
     }
 }
@@ -241,6 +269,8 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             postmaster_start_unix_us: node.postmaster_start_unix_us,
             replayed_commit_unix_us: node.replayed_commit_unix_us,
             replay_paused: node.replay_paused,
+            pending_restart: node.pending_restart,
+            parameters: node.parameters.into_iter().map(Into::into).collect(),
         })
     }
 }

@@ -36,6 +36,27 @@ pub(super) fn add(plan: &mut Plan, seed: u64, begin: u64, safety: u64) {
     }
 }
 
+/// In every fifth seed, from a stream of chance of its own: orders to one node, mostly with something going
+/// wrong in the middle.
+pub(super) fn add_node_orders(plan: &mut Plan, seed: u64, begin: u64, safety: u64) {
+    let mut random = Random::new(seed, 7);
+    if !random.chance(200) {
+        return;
+    }
+    let fault = Fault::NodeOrder;
+    plan.kinds.insert(fault);
+    for _ in 0..random.between(1, 6) {
+        let at = begin + random.between(0, safety);
+        let length = random.spread(SEC, 60 * SEC);
+        let others = plan.faults.len() as u64;
+        plan.faults.push(Planned { at, fault, node: 0, other: 1, at_active: true, length });
+        if others > 0 && random.chance(600) {
+            let index = random.between(0, others - 1) as usize;
+            plan.faults[index].at = at + random.spread(MS, 6 * SEC);
+        }
+    }
+}
+
 fn add_orders(plan: &mut Plan, random: &mut Random, begin: u64, safety: u64) {
     let kinds: BTreeSet<Fault> = [Fault::Switchover, Fault::Dial, Fault::AcceptLoss]
         .into_iter()

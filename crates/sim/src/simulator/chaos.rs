@@ -164,6 +164,7 @@ impl World {
                 true
             }
             Fault::Switchover => self.order_switchover(length),
+            Fault::NodeOrder => self.order_node(length),
             Fault::Dial => self.turn_dial(),
             Fault::AcceptLoss => self.accept_loss(),
             Fault::Order => self.order(),

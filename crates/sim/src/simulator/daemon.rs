@@ -340,5 +340,8 @@ pub(crate) fn task_word(task: &Task) -> &'static str {
         Task::Survey => "survey",
         Task::Join { .. } => "join",
         Task::BeginJournalAnew(_) => "begin-journal-anew",
+        Task::StopForRestart { .. } => "stop-for-restart",
+        Task::RestartStandby { .. } => "restart-standby",
+        Task::Reload => "reload",
     }
 }

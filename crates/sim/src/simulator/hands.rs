@@ -83,6 +83,13 @@ impl World {
                     self.unfollow(node);
                     on(1, self.fsync(node))
                 }
+                Task::StopForRestart { within } => {
+                    let until = doing.begun + within.as_nanos() as u64;
+                    self.stop_for_restart(node, until, stage, doing.found)
+                }
+                Task::RestartStandby { .. } => self.restart_standby(node, stage),
+                Task::Reload if stage == 0 => on(1, self.random.between(5, 300) * MS),
+                Task::Reload => done(Completion::Reloaded { words: String::new() }),
                 Task::BeginJournalAnew(_) => {
                     self.empty_journal(node);
                     done(Completion::JournalEmptied)

@@ -13,6 +13,7 @@ mod judges;
 mod losses;
 mod machine;
 mod operator;
+mod orders;
 mod plan;
 mod postgres;
 mod raft;

@@ -101,7 +101,7 @@ impl World {
     }
 
     /// An operator's command, by way of the leader.
-    fn command(&mut self, command: Command) -> bool {
+    pub(super) fn command(&mut self, command: Command) -> bool {
         let Some(leader) = self.raft.leader else { return false };
         let id = self.number();
         let before = self.raft.log.len();

@@ -80,11 +80,13 @@ pub enum Fault {
     AcceptLoss,
     /// A node that has nothing but a journal loses it, while nothing acknowledged is there alone.
     JournalLost,
+    /// An operator orders one node to do something with its PostgreSQL, or a switchover for later.
+    NodeOrder,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 29] = [
+    pub const ALL: [Fault; 30] = [
         Fault::DaemonCrash,
         Fault::MachineCrash,
         Fault::DaemonFreeze,
@@ -114,6 +116,7 @@ impl Fault {
         Fault::Dial,
         Fault::AcceptLoss,
         Fault::JournalLost,
+        Fault::NodeOrder,
     ];
 
     /// Those that are drawn at random; `aims` adds the others.
@@ -219,6 +222,7 @@ impl Plan {
         };
         add_third_site(&mut plan, seed, safety);
         super::aims::add(&mut plan, seed, begin, safety);
+        super::aims::add_node_orders(&mut plan, seed, begin, safety);
         plan.faults.sort_by_key(|planned| planned.at);
         if let Some(keep) = keep {
             let all = std::mem::take(&mut plan.faults);

@@ -243,6 +243,12 @@ impl World {
             | Command::Undo { .. }
             | Command::OrderFailover { .. }
             | Command::EndOrder { .. }
+            | Command::OrderNode { .. }
+            | Command::BeginNodeOrder { .. }
+            | Command::EndNodeOrder { .. }
+            | Command::ScheduleSwitchover { .. }
+            | Command::BeginScheduled { .. }
+            | Command::CancelScheduled { .. }
             | Command::Pause { .. }
             | Command::Resume { .. } => {}
         }
