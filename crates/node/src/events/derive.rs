@@ -107,7 +107,7 @@ impl Found<'_> {
 
     fn ended(&mut self, operation: &OperationView) {
         let OperationView { id, kind, caller, outcome, .. } = operation;
-        if outcome == "running" {
+        if !operation.is_over() {
             return;
         }
         let severity = if outcome == "done" { Severity::Info } else { Severity::Warning };
@@ -165,7 +165,7 @@ fn operations(found: &mut Found<'_>, before: &ClusterStatus) {
         if known.is_none() {
             found.started(operation);
         }
-        if known.is_none_or(|known| known.outcome == "running") {
+        if known.is_none_or(|known| !known.is_over()) {
             found.ended(operation);
         }
     }

@@ -85,6 +85,7 @@ fn operation(status: OperationStatus, ended_unix_us: Option<i64>) -> Operation {
         status,
         started_unix_us: 1_600_000_000_000_000,
         ended_unix_us,
+        report: None,
     }
 }
 

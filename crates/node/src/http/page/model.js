@@ -401,14 +401,14 @@ function promotion(status, link, index) {
   };
 }
 
-const OUTCOMES = { running: "attention", done: "good", refused: "bad", failed: "bad" };
+const OUTCOMES = { scheduled: "told", running: "attention", done: "good", cancelled: "told", refused: "bad", failed: "bad" };
 
 function operation(status, order, index) {
   const field = (name) => `operations[${index}].${name}`;
   const started = amount(order.started_unix_us);
   const lines = [["Ordered by ", text(field("caller"), order.caller), ": “", text(field("reason"), order.reason), "”"]];
   if (words(order.detail) !== null) lines.push([text(field("detail"), order.detail)]);
-  if (order.outcome !== "running" || order.ended_unix_us !== undefined) {
+  if (!["running", "scheduled"].includes(order.outcome) || order.ended_unix_us !== undefined) {
     lines.push(["Ended ", ...when(field("ended_unix_us"), order.ended_unix_us, status)]);
   }
   return {
