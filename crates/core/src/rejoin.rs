@@ -26,6 +26,10 @@ pub enum Survey {
         end_lsn: Lsn,
         /// The lineage that this node recorded while it held or followed; empty if it never did.
         recorded: Vec<Lineage>,
+        /// Neither made here nor come to be the node's own: it is followed where that is proven safe, and
+        /// never rewound or copied over.
+        #[serde(default)]
+        foreign: bool,
     },
 }
 
@@ -59,6 +63,21 @@ pub enum Plan {
 
 /// Chooses the rung, no lower than `at_least` (a lower one has failed before).
 pub fn plan(survey: &Survey, system_id: SystemId, history: &[Lineage], at_least: Rung) -> Plan {
+    match (survey, climb(survey, system_id, history, at_least)) {
+        (Survey::Cluster { foreign: true, .. }, Plan::Join { rung, why, .. })
+            if rung > Rung::Follow =>
+        {
+            Plan::Refuse(format!(
+                "the data directory was not made by this node, and it cannot be followed as it is \
+                 ({why}); it is not overwritten: move it away to have a copy of the active put there"
+            ))
+        }
+        (_, plan) => plan,
+    }
+}
+
+/// The same, whosever the data directory is.
+fn climb(survey: &Survey, system_id: SystemId, history: &[Lineage], at_least: Rung) -> Plan {
     let join = |rung: Rung, keep_from: Option<Lsn>, why: String| {
         // A follower whose bytes turned out to differ keeps all of its WAL: where it parted from the
         // cluster's history is not known.
@@ -176,7 +195,7 @@ mod tests {
 
     fn cluster(timeline: u32, end: u64, recorded: Vec<Lineage>) -> Survey {
         let timeline = Timeline::new(timeline).unwrap();
-        Survey::Cluster { system_id: SYSTEM, timeline, end_lsn: Lsn(end), recorded }
+        Survey::Cluster { system_id: SYSTEM, timeline, end_lsn: Lsn(end), recorded, foreign: false }
     }
 
     fn rung_of(survey: Survey, history: &[Lineage]) -> Option<(Rung, Option<Lsn>)> {
@@ -246,10 +265,28 @@ mod tests {
             timeline: Timeline::FIRST,
             end_lsn: Lsn(1),
             recorded: vec![],
+            foreign: false,
         };
         assert_eq!(rung_of(foreign, &history), None);
         assert_eq!(rung_of(Survey::Dirty, &history), Some((Rung::Clone, None)));
         assert_eq!(rung_of(Survey::Empty, &history), Some((Rung::Clone, None)));
+    }
+
+    #[test]
+    fn a_directory_that_the_node_did_not_make_is_followed_or_left_alone() {
+        let history = [link(1, 1, 10, None), link(2, 2, 20, Some(100))];
+        let adopted = |timeline, end| {
+            let timeline = Timeline::new(timeline).unwrap();
+            let (recorded, foreign) = (Vec::new(), true);
+            Survey::Cluster { system_id: SYSTEM, timeline, end_lsn: Lsn(end), recorded, foreign }
+        };
+        assert_eq!(rung_of(adopted(2, 150), &history), Some((Rung::Follow, None)));
+        assert_eq!(rung_of(adopted(1, 100), &history), Some((Rung::Follow, None)));
+        // Beyond the fork, or promoted by hand: it has writes that nobody else may have.
+        assert_eq!(rung_of(adopted(1, 101), &history), None);
+        assert_eq!(rung_of(adopted(3, 150), &history), None);
+        let after_a_failure = plan(&adopted(2, 150), SYSTEM, &history, Rung::Clone);
+        assert!(matches!(after_a_failure, Plan::Refuse(_)), "{after_a_failure:?}");
     }
 
     #[test]

@@ -405,6 +405,7 @@ impl Machine {
                 timeline: self.timeline(),
                 end_lsn: self.end,
                 recorded: self.recorded.clone(),
+                foreign: false,
             }),
             Task::Join { rung, history, .. } => {
                 if rung != Rung::Follow {

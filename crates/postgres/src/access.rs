@@ -60,10 +60,17 @@ pub(crate) fn ident_with_block(text: &[u8], os_users: &[&str]) -> Vec<u8> {
     with_block(text, &ident_block(os_users))
 }
 
-/// Removes every block of ours and puts the new one on top. A begin mark without its end is taken for
-/// the one line that it stands on, so that no line of the operator's is lost.
+/// Removes every block of ours and puts the new one on top.
 fn with_block(text: &[u8], block: &str) -> Vec<u8> {
     let mut result = block.as_bytes().to_vec();
+    result.extend(without_block(text));
+    result
+}
+
+/// The file without any block of ours. A begin mark without its end is taken for the one line that it
+/// stands on, so that no line of the operator's is lost.
+pub(crate) fn without_block(text: &[u8]) -> Vec<u8> {
+    let mut result = Vec::new();
     let lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
     let mut index = 0;
     while index < lines.len() {
@@ -104,6 +111,7 @@ mod tests {
             let block = hba_block(mode);
             assert_eq!(&text[..block.len()], block.as_bytes());
             assert_eq!(&text[block.len()..], USERS);
+            assert_eq!(without_block(&text), USERS);
         }
     }
 

@@ -50,6 +50,13 @@ pub enum ControlState {
     Other(String),
 }
 
+impl ControlState {
+    /// It was a standby's, or still recovering from a backup: not a primary's.
+    pub fn is_in_recovery(&self) -> bool {
+        matches!(self, ControlState::ShutDownInRecovery | ControlState::InArchiveRecovery)
+    }
+}
+
 /// The control file of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlData {

@@ -153,6 +153,7 @@ impl Server {
         })
         .await?;
         self.put_standby_signal()?;
+        self.set_own()?;
         self.clear_marker()
     }
 
@@ -218,6 +219,8 @@ impl Server {
             return Err(Error::Tool { program, status, output });
         }
         self.put_standby_signal()?;
+        // The source's token came along.
+        self.set_own()?;
         self.clear_marker()?;
         Ok(Rewound::Done)
     }

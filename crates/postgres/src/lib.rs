@@ -20,11 +20,14 @@ mod guardian;
 mod limits;
 mod os;
 mod parameters;
+mod ownership;
 mod probe;
 mod process;
 mod promote;
+mod roles;
 mod server;
 mod settings;
+mod stock;
 
 pub use access::HbaMode;
 pub use admin::{Slot, WalKept};
@@ -43,8 +46,11 @@ pub use guardian::{
 pub use limits::Limits;
 pub use os::OsUser;
 pub use parameters::{Reloaded, STANDBY_PARAMETERS, ServerParameter};
+pub use ownership::Ownership;
 pub use probe::{GateRow, Observation, Probe};
 pub use process::Running;
 pub use promote::{BURNED_HISTORY, Promoted};
+pub use roles::{ROLES, creation as role_creation};
 pub use server::Server;
 pub use settings::{GateName, ROLE_MANAGEMENT, ROLE_REPLICATION, ROLE_REWIND, Settings, StartMode};
+pub use stock::{StockServer, own_objects_removal};

@@ -25,9 +25,8 @@ use crate::control::{self, ControlState, DataDirectory};
 use crate::error::{Error, IoContext, Result};
 use crate::os::{self, OsUser};
 use crate::process::{self, Running};
-use crate::settings::{
-    GateName, ROLE_MANAGEMENT, ROLE_REPLICATION, ROLE_REWIND, Settings, StartMode, command_line,
-};
+use crate::roles;
+use crate::settings::{GateName, Settings, StartMode, command_line};
 
 /// How often a condition is looked at while waiting for it.
 pub(crate) const POLL: Duration = Duration::from_millis(20);
@@ -235,6 +234,7 @@ impl Server {
         ];
         let arguments = fixed.iter().map(OsStr::new).chain([data_dir]);
         self.run_tool("initdb", arguments, "").await?;
+        self.set_own()?;
         self.prepare_roles().await
     }
 
@@ -244,30 +244,7 @@ impl Server {
     /// # Errors
     /// When the server runs, or a statement fails.
     pub async fn prepare_roles(&self) -> Result<()> {
-        let create = |role: &str| {
-            format!(
-                "DO $$BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN \
-                 CREATE ROLE {role}; END IF; END$$;\n"
-            )
-        };
-        let mut script: String =
-            [ROLE_MANAGEMENT, ROLE_REPLICATION, ROLE_REWIND].map(create).concat();
-        // No passwords: they are reached over the Unix socket by the right OS users alone.
-        script.push_str(&format!("ALTER ROLE {ROLE_MANAGEMENT} SUPERUSER LOGIN PASSWORD NULL;\n"));
-        script
-            .push_str(&format!("ALTER ROLE {ROLE_REPLICATION} REPLICATION LOGIN PASSWORD NULL;\n"));
-        script.push_str(&format!("ALTER ROLE {ROLE_REWIND} LOGIN PASSWORD NULL;\n"));
-        // What pg_rewind calls on its source (manual, pg_rewind, "Notes").
-        for function in [
-            "pg_ls_dir(text, boolean, boolean)",
-            "pg_stat_file(text, boolean)",
-            "pg_read_binary_file(text)",
-            "pg_read_binary_file(text, bigint, bigint, boolean)",
-        ] {
-            script.push_str(&format!(
-                "GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {ROLE_REWIND};\n"
-            ));
-        }
+        let script = roles::creation();
         self.single_user("make the node's roles", &script).await
     }
 
@@ -345,12 +322,16 @@ impl Server {
     /// When it cannot be made durable.
     pub fn set_marker(&self, what: &str) -> Result<()> {
         let user = &self.settings().os_user;
-        os::make_dir(&self.settings().state_dir, 0o700, &self.inner.daemon)?;
+        self.make_state_dir()?;
         os::make_dir(self.data_dir(), 0o700, user)?;
         for path in self.marker_paths() {
             os::write_durably(&path, format!("{what}\n").as_bytes(), user)?;
         }
         Ok(())
+    }
+
+    pub(crate) fn make_state_dir(&self) -> Result<()> {
+        os::make_dir(&self.settings().state_dir, 0o700, &self.inner.daemon)
     }
 
     /// Removes the marker, durably; only after the data was proven complete.

@@ -130,6 +130,9 @@ impl Core {
                     self.passive().step = Step::Following;
                 }
                 Some(true) => self.fence_passive(),
+                // A stock standby that was adopted: it has no role for us, and its data is followed in
+                // place once it is stopped.
+                None if facts.not_ours => self.fence_passive(),
                 None if facts.silent_for >= SILENCE_MAX => self.fence_passive(),
                 None => {}
             },

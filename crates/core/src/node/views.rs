@@ -69,6 +69,9 @@ pub struct PostgresFacts {
     pub foreign_server: bool,
     /// Somebody other than this node is connected under the gate's name.
     pub foreign_gate: bool,
+    /// Somebody else started it: it has no gate's name on its command line.
+    #[serde(default)]
+    pub not_ours: bool,
 }
 
 /// The journal.

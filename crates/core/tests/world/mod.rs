@@ -580,6 +580,7 @@ impl Machine {
                 timeline: self.recorded.last().map_or(Timeline::FIRST, |last| last.timeline),
                 end_lsn: self.end,
                 recorded: self.recorded.clone(),
+                foreign: false,
             }),
             Task::Join { rung, history, holder, .. } => {
                 if rung != Rung::Follow {

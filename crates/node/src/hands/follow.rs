@@ -64,7 +64,8 @@ impl Hands {
         let control = self.control().await?;
         let label = self.server().settings().data_dir.join("backup_label");
         let begin = std::fs::read_to_string(label).ok().and_then(|text| backup_start(&text));
-        let lsn = begin.unwrap_or(control.redo_lsn);
+        let brought = if begin.is_none() { self.foreign_end(&control).await? } else { None };
+        let lsn = begin.or(brought).unwrap_or(control.redo_lsn);
         let first = lsn.align_down(control.segment_size.bytes());
         let timeline = timeline_at(history, first)
             .ok_or_else(|| transient_words("the cluster's history is empty"))?;

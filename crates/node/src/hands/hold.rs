@@ -59,6 +59,7 @@ impl Hands {
         }
         let end_lsn = seen.flush_lsn.ok_or_else(|| transient_words("the server is in recovery"))?;
         self.set_held(Some((running.pid, running.start_time_ticks)));
+        self.own_as_holder()?;
         self.start_source(grant, &gate).await?;
         tracing::info!(epoch = %grant.epoch, timeline = %grant.timeline, %end_lsn, "holding");
         Ok(Completion::Held { end_lsn })

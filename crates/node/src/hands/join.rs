@@ -48,6 +48,7 @@ impl Hands {
                     timeline: own.timeline,
                     end_lsn: own.end_lsn,
                     recorded: self.lineage_recorded(),
+                    foreign: self.is_foreign()?,
                 }
             }
         };
@@ -174,12 +175,16 @@ impl Hands {
         epoch: Epoch,
     ) -> Result<(), TaskFailure> {
         let own = self.own_end().await?;
-        let redo_lsn = self.control().await?.redo_lsn;
+        let control = self.control().await?;
+        let needed_lsn = match self.foreign_end(&control).await? {
+            Some(end_lsn) => end_lsn.align_down(control.segment_size.bytes()),
+            None => control.redo_lsn,
+        };
         let positions = self.journal().positions().borrow().clone();
         let goes_on = positions.is_some_and(|held| {
             held.error.as_ref().is_none_or(|error| !error.is_fatal())
                 && held.durable_lsn >= own.end_lsn
-                && held.begin_lsn <= redo_lsn
+                && held.begin_lsn <= needed_lsn
                 && history.iter().any(|entry| entry.timeline == held.timeline)
         });
         if goes_on { Ok(()) } else { self.empty_journal(epoch).await }

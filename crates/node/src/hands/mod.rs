@@ -4,6 +4,7 @@
 //! cell, the source or the receiver. Tasks run one at a time; a newer one replaces the older, which is
 //! dropped at its next await and must be safe to drop there.
 
+mod adopted;
 mod collect;
 mod divergent;
 mod follow;
@@ -195,6 +196,7 @@ impl Hands {
         if fresh.try_exists().unwrap_or(true) {
             return None;
         }
+        self.own_what_was_adopted(control.redo_lsn);
         Some(vec![Need { who: "the standby's replay", from_lsn: control.redo_lsn }])
     }
 
@@ -254,31 +256,6 @@ impl Hands {
         };
         self.inner.progress.send_replace(None);
         result
-    }
-
-    async fn prepare_data(&self) -> Result<Completion, TaskFailure> {
-        match self.server().inspect().await.map_err(transient)? {
-            DataDirectory::Missing | DataDirectory::Empty => {
-                tracing::info!("making a new PostgreSQL cluster");
-                self.server().init_db().await.map_err(transient)?;
-            }
-            DataDirectory::Cluster(_) if self.server().running().map_err(transient)?.is_some() => {
-                return Err(transient_words(
-                    "PostgreSQL runs on the data directory that is to be taken over; stop it, the \
-                     node starts it again by itself",
-                ));
-            }
-            DataDirectory::Cluster(_) => {
-                self.server().prepare_roles().await.map_err(transient)?;
-            }
-            DataDirectory::Dirty { what } => {
-                return Err(transient_words(&format!("the data directory is incomplete: {what}")));
-            }
-            other @ (DataDirectory::NotACluster { .. } | DataDirectory::WrongVersion { .. }) => {
-                return Err(transient_words(&observe::unusable(&other)));
-            }
-        }
-        Ok(Completion::DataReady)
     }
 
     async fn fence(&self) -> Result<Completion, TaskFailure> {

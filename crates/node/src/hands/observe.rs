@@ -204,11 +204,13 @@ impl Observer {
         };
         let foreign_server =
             self.hands.held().is_some_and(|held| held != (known.pid, known.start_time_ticks));
+        let not_ours = known.gate_name.is_none();
         let facts = self.facts.clone();
         PostgresView::Running(PostgresFacts {
             silent_for,
             door_silent_for,
             foreign_server,
+            not_ours,
             ..facts
         })
     }
@@ -264,6 +266,7 @@ fn facts(seen: &Observation, own_gate: Option<u32>) -> PostgresFacts {
         replay_lsn: seen.replay_lsn,
         foreign_server: false,
         foreign_gate: foreign,
+        not_ours: false,
     }
 }
 

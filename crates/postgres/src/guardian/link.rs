@@ -218,6 +218,24 @@ impl GuardianLink {
         }
     }
 
+    /// Has a guardian end that lives, and waits for it. Whoever calls it has made sure that no daemon of
+    /// this node runs, and that nothing is left to guard.
+    ///
+    /// # Errors
+    /// When it does not within `patience`.
+    pub async fn end_guardian(&self, patience: Duration) -> Result<(), GuardianError> {
+        let begun = Instant::now();
+        while self.one_lives()? {
+            self.say(Guard::Retire);
+            if begun.elapsed() > patience {
+                let dir = self.options.dir.clone();
+                return Err(GuardianError::Silent { waited: patience, dir });
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
     /// Waits until the guardian has confirmed a deadline that has not passed; starts it if need be.
     ///
     /// Cancel-safe.

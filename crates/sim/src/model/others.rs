@@ -212,6 +212,7 @@ impl Protocol {
                 timeline: timeline(data.timeline),
                 end_lsn: lsn(end),
                 recorded: self.book.history(data.recorded),
+                foreign: false,
             }
         };
         match rejoin::plan(&survey, book::SYSTEM, &history, Rung::Follow) {

@@ -205,6 +205,7 @@ impl World {
                 foreign_gate: false,
                 foreign_server: false,
                 door_silent_for: silent_for,
+                not_ours: false,
             }),
             Some(_) | None => PostgresView::Stopped,
         };

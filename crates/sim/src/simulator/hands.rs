@@ -509,6 +509,7 @@ impl World {
                 timeline: data.timeline,
                 end_lsn: Lsn(data.wal.record_end()),
                 recorded: machine.journal.lineage.clone(),
+                foreign: false,
             }
         }))
     }
