@@ -2,6 +2,7 @@
 //!
 //! Data goes to stdout, everything else to stderr; exit codes are in `output`.
 
+mod adopt;
 mod config_command;
 mod context;
 mod debug;
@@ -65,6 +66,8 @@ enum Verb {
     Run(RunArgs),
     /// Make the certificates and configuration files of a new cluster.
     Init(init::InitArgs),
+    /// Take over an existing PostgreSQL in place, and give it back.
+    Adopt(adopt::AdoptArgs),
     /// Check or show a node's configuration file.
     Config(config_command::ConfigArgs),
     /// Watch a whole cluster on this machine lose a site and go on.
@@ -178,6 +181,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Init(args) => init::run(&args),
+        Verb::Adopt(args) => client(adopt::run(&args)),
         Verb::Config(args) => config_command::run(&args),
         Verb::Demo(args) => {
             let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
@@ -307,6 +311,10 @@ mod tests {
             "understudy recover --sole-survivor --config n.toml --dry-run",
             "understudy recover --sole-survivor --config n.toml --cluster-name c --accept-loss none --reason x",
             "understudy recover --rejoin --config n.toml --cluster-name c --output json",
+            "understudy adopt plan --config n.toml --role admin --output json",
+            "understudy adopt apply --config n.toml --dry-run",
+            "understudy adopt apply --config n.toml --yes --timeout 2m",
+            "understudy adopt undo --config n.toml --others-stopped --yes -o yaml",
             "understudy config check n.toml",
             "understudy demo --plain",
             "understudy guard --dir /g --data-directory /d --owner-uid 1 --owner-gid 2",
@@ -356,6 +364,9 @@ mod tests {
             "understudy completions cmd",
             "understudy replay",
             "understudy replay t.trace --from noon",
+            "understudy adopt",
+            "understudy adopt plan",
+            "understudy adopt apply --config n.toml --timeout soon",
             "understudy receipt",
             "understudy receipt show --node north --data-dir /d",
             "understudy wal get --journal /j 000000010000000000000001",

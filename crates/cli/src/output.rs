@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
+use understudy_node::adopt::AdoptError;
 use understudy_node::recovery::RecoverError;
 
 use crate::operate::CallError;
@@ -58,6 +59,9 @@ pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
 
 fn code_of(error: &anyhow::Error) -> u8 {
     if let Some(RecoverError::Refused(_)) = error.downcast_ref::<RecoverError>() {
+        return REFUSED;
+    }
+    if let Some(AdoptError::Refused(_) | AdoptError::Blocked { .. }) = error.downcast_ref() {
         return REFUSED;
     }
     match error.downcast_ref::<CallError>() {

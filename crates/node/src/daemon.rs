@@ -461,7 +461,7 @@ pub(crate) fn load_identity(config: &NodeConfig) -> Result<TlsIdentity, RunError
     Ok(identity)
 }
 
-fn prepare_directories(config: &NodeConfig) -> Result<(), RunError> {
+pub(crate) fn prepare_directories(config: &NodeConfig) -> Result<(), RunError> {
     let make = |path: &Path, mode: u32, group: Option<u32>| {
         let prepare = || {
             std::fs::create_dir_all(path)?;
@@ -513,6 +513,15 @@ pub(crate) async fn prepare_postgres(
     postgres: &PostgresConfig,
     damaged: Damaged,
 ) -> Result<(Server, Journal), RunError> {
+    let server = prepare_server(config, postgres).await?;
+    Ok((server, prepare_journal(config, damaged).await?))
+}
+
+/// The handle on the server; touches nothing of it.
+pub(crate) async fn prepare_server(
+    config: &NodeConfig,
+    postgres: &PostgresConfig,
+) -> Result<Server, RunError> {
     let bin_dir = postgres.bin_dir.clone();
     let binaries = tokio::task::spawn_blocking(move || Binaries::find(bin_dir.as_deref(), None))
         .await
@@ -521,7 +530,7 @@ pub(crate) async fn prepare_postgres(
     let os_user = OsUser::lookup(&postgres.os_user).map_err(part("find PostgreSQL's user"))?;
     let (_, pg_wal) =
         retention::policies(config, postgres).map_err(part("look at the file systems for WAL"))?;
-    let server = Server::new(
+    Server::new(
         Settings {
             data_dir: postgres.data_directory.clone(),
             state_dir: config.data_dir.join("postgres-state"),
@@ -535,8 +544,7 @@ pub(crate) async fn prepare_postgres(
         },
         binaries,
     )
-    .map_err(part("prepare PostgreSQL"))?;
-    Ok((server, prepare_journal(config, damaged).await?))
+    .map_err(part("prepare PostgreSQL"))
 }
 
 async fn prepare_journal(config: &NodeConfig, damaged: Damaged) -> Result<Journal, RunError> {

@@ -65,6 +65,20 @@ pub(crate) fn retire(link: &GuardianLink) {
     link.say(Guard::Retire);
 }
 
+/// Ends a guardian that a daemon left behind, where there is none to say so any more.
+pub(crate) async fn end_left_behind(
+    data_dir: &Path,
+    pgdata: &Path,
+    owner: OsUser,
+    patience: Duration,
+) -> Result<(), understudy_postgres::GuardianError> {
+    if !data_dir.join("guard").is_dir() {
+        return Ok(());
+    }
+    // Later than any daemon's start, so that it is heeded.
+    link(data_dir, pgdata, owner, u64::MAX)?.end_guardian(patience).await
+}
+
 /// Runs until the daemon ends.
 pub(crate) async fn keep(link: Arc<GuardianLink>) {
     let mut every = tokio::time::interval(KEEP);

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod adopt;
 pub mod config;
 pub mod daemon;
 pub mod debug;

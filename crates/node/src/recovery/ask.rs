@@ -76,7 +76,8 @@ pub(crate) async fn ask(
     answers
 }
 
-async fn describe(
+/// The same of one member, this node's own daemon perhaps.
+pub(crate) async fn describe(
     member: &Member,
     identity: &TlsIdentity,
     config: &NodeConfig,

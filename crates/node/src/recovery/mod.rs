@@ -29,7 +29,7 @@ pub use ask::{Answer, Described};
 pub use rejoin::{RejoinPlan, rejoin};
 pub use statement::{Copy, Facts, MemberLine, Refusal, Statement};
 
-pub(crate) use ask::ask;
+pub(crate) use ask::{ask, describe};
 pub(crate) use service::{OPEN_PATHS, RecoveryService};
 pub(crate) use supersede::{Superseded, at_start};
 
