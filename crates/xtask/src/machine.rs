@@ -88,6 +88,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("chromium", "chromium"),
+    ("pg_createcluster", "postgresql-common"),
     ("python3", "python3"),
     ("dpkg-shlibdeps", "dpkg-dev"),
 ];
