@@ -440,7 +440,7 @@ fn a_cluster_of_debians_tools_is_taken_over_with_its_settings_in_etc_and_given_b
     );
     fs::write(debian.dir().join("conf.d/ours.conf"), ours).unwrap();
     let hba = debian.dir().join("pg_hba.conf");
-    let lines = fs::read_to_string(&hba).unwrap() + "host all all 127.0.0.0/8 trust\n";
+    let lines = "host all all 127.0.0.0/8 trust\n".to_owned() + &fs::read_to_string(&hba).unwrap();
     fs::write(&hba, lines).unwrap();
     debian.ctl("start").good();
     stock.sql("CREATE TABLE ledger (n int8)");

@@ -43,6 +43,22 @@ impl OsUser {
         Ok(OsUser { name: name.to_owned(), uid: ask("-u")?, gid: ask("-g")? })
     }
 
+    /// Every group that the user is in, as a login has them: keys and archives are often readable by one
+    /// of these alone (Debian's `ssl-cert`).
+    pub(crate) fn groups(&self) -> Result<Vec<Gid>> {
+        let unknown = |reason: String| Error::UnknownOsUser { name: self.name.clone(), reason };
+        let output = Command::new("id")
+            .args(["-G", "--", &self.name])
+            .output()
+            .map_err(|error| unknown(error.to_string()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let groups: Option<Vec<Gid>> =
+            text.split_whitespace().map(|word| word.parse().ok().map(Gid::from_raw)).collect();
+        groups
+            .filter(|groups| output.status.success() && !groups.is_empty())
+            .ok_or_else(|| unknown(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+
     /// The user that this process runs as.
     ///
     /// # Errors

@@ -126,6 +126,12 @@ pub(crate) fn lives(pid: u32, start_time_ticks: u64) -> bool {
     stat(pid).is_some_and(|stat| !stat.ended && stat.start_time_ticks == start_time_ticks)
 }
 
+/// True while a process has ended and its parent has not heard of it: to whoever only sends it a signal it
+/// looks alive.
+pub(crate) fn is_unburied(pid: u32) -> bool {
+    stat(pid).is_some_and(|stat| stat.ended)
+}
+
 /// Every living process of the instance, descendants included, with its start in clock ticks since
 /// boot, by which a later process of the same number is told from it.
 ///

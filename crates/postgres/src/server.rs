@@ -14,7 +14,8 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Gid, Signal, Uid};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 
@@ -51,6 +52,8 @@ struct Inner {
     binaries: Binaries,
     /// The operator's settings, as they were given last.
     parameters: Mutex<BTreeMap<String, String>>,
+    /// The groups of the server's user, where this process is root and gives them.
+    groups: Vec<Gid>,
     /// Who this process is, which peer authentication has to know beside the server's user.
     daemon: OsUser,
 }
@@ -73,7 +76,8 @@ impl Server {
         }
         let daemon = OsUser::current()?;
         let parameters = Mutex::new(settings.parameters.clone());
-        Ok(Server { inner: Arc::new(Inner { settings, binaries, parameters, daemon }) })
+        let groups = if euid == user.uid { Vec::new() } else { user.groups()? };
+        Ok(Server { inner: Arc::new(Inner { settings, binaries, parameters, groups, daemon }) })
     }
 
     /// What it was made with.
@@ -137,7 +141,7 @@ impl Server {
         }
         let user = &self.inner.settings.os_user;
         if rustix::process::geteuid().as_raw() != user.uid {
-            command.uid(user.uid).gid(user.gid);
+            become_user(&mut command, self.inner.groups.clone(), user);
         }
         command
     }
@@ -571,6 +575,22 @@ impl Server {
             }
             other => Err(self.unusable(format!("not a whole cluster: {other:?}"))),
         }
+    }
+}
+
+/// Makes the command run as the user with all of its groups; the standard library would give it none but
+/// the first.
+#[allow(unsafe_code)]
+fn become_user(command: &mut Command, groups: Vec<Gid>, user: &OsUser) {
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; these are three system
+    // calls on what was made before, and the child has this one thread.
+    unsafe {
+        command.pre_exec(move || {
+            set_thread_groups(&groups)?;
+            set_thread_gid(gid)?;
+            set_thread_uid(uid).map_err(Into::into)
+        });
     }
 }
 

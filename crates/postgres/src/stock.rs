@@ -4,15 +4,19 @@
 use std::ffi::OsString;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::access;
 use crate::control::DataDirectory;
 use crate::error::{Error, IoContext, Result};
 use crate::os;
-use crate::process::Running;
+use crate::process::{self, PidFile, Running};
 use crate::roles;
-use crate::server::Server;
+use crate::server::{POLL, Server};
 use crate::settings::{GateName, StartMode, command_line};
+
+/// How long the end of a killed postmaster may go unnoticed by its parent.
+const BURIAL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a server that the node did not start is reached: as its operator reaches it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +81,20 @@ impl Server {
     /// When the server runs, or a statement fails.
     pub async fn remove_own_objects(&self, slots: &[String], roles: bool) -> Result<()> {
         let script = own_objects_removal(slots, roles);
+        self.until_buried().await?;
         self.single_user("remove the node's slots and roles", &script).await
+    }
+
+    /// A postmaster that was just killed may not be buried yet, and PostgreSQL takes it for alive.
+    async fn until_buried(&self) -> Result<()> {
+        let begun = Instant::now();
+        while let Some(file) = PidFile::read(self.data_dir())?
+            && process::is_unburied(file.pid)
+            && begun.elapsed() < BURIAL_PATIENCE
+        {
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
     }
 
     /// Takes our blocks out of `pg_hba.conf` and `pg_ident.conf`; everybody else's lines stay byte for

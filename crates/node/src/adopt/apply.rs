@@ -166,7 +166,8 @@ fn prepare(
         let content = if same_file(&present, &path) {
             None
         } else if name == "postgresql.conf" {
-            Some(settings::carried_along(said, data_dir).into_bytes())
+            let line = server.settings_as_primary();
+            Some(settings::carried_along(said, data_dir, &line).into_bytes())
         } else {
             let what = format!("read {}", present.display());
             Some(std::fs::read(&present).map_err(failed(what))?)

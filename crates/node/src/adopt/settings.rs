@@ -117,8 +117,12 @@ fn bytes(text: &str) -> Option<u64> {
 }
 
 /// `postgresql.conf` for PGDATA: the settings of all files that the server read, the last of each name,
-/// except those of `postgresql.auto.conf`, which lies there already.
-pub(super) fn carried_along(said: &Said, data_dir: &Path) -> String {
+/// except those of `postgresql.auto.conf`, which lies there already, and those that the node sets.
+pub(super) fn carried_along(
+    said: &Said,
+    data_dir: &Path,
+    command_line: &[(String, String)],
+) -> String {
     let auto = data_dir.join("postgresql.auto.conf");
     let mut text = "# Made by `understudy adopt` from the files named below; `understudy adopt undo` \
                     removes it.\n# It counts as long as Understudy runs the server: change it here.\n"
@@ -133,7 +137,8 @@ pub(super) fn carried_along(said: &Said, data_dir: &Path) -> String {
             let same = later.name.as_ref().is_some_and(|n| n.eq_ignore_ascii_case(name));
             same && later.file.as_deref().is_some_and(|file| Path::new(file) != auto)
         });
-        if again || Path::new(file) == auto || LEFT_OUT.contains(&known.as_str()) {
+        let ours = command_line.iter().any(|(name, _)| *name == known);
+        if again || ours || Path::new(file) == auto || LEFT_OUT.contains(&known.as_str()) {
             continue;
         }
         let number = line.line.unwrap_or_default();
@@ -173,11 +178,13 @@ mod tests {
         let said = said(vec![
             line(main, 1, "data_directory", "/var/lib/x"),
             line(main, 2, "work_mem", "4MB"),
+            line(main, 2, "port", "5433"),
             line(main, 3, "archive_command", r"test ! -f '/a\b/%f'"),
             line("/etc/postgresql/15/main/conf.d/a.conf", 1, "Work_Mem", "8MB"),
             line("/data/postgresql.auto.conf", 1, "work_mem", "16MB"),
         ]);
-        let text = carried_along(&said, Path::new("/data"));
+        let text =
+            carried_along(&said, Path::new("/data"), &[("port".to_owned(), "5432".to_owned())]);
         let lines: Vec<&str> = text.lines().skip(2).collect();
         assert_eq!(lines.len(), 2, "{text}");
         assert!(lines[0].starts_with(r"archive_command = 'test ! -f ''/a\\b/%f'''  # "), "{text}");
