@@ -102,6 +102,11 @@ impl Server {
         self.data_dir().join(FILE)
     }
 
+    /// What the node may have put into PGDATA for its parameters.
+    pub(crate) fn parameters_files(&self) -> [PathBuf; 2] {
+        [FILE, CANDIDATE].map(|name| self.data_dir().join(name))
+    }
+
     /// The argument that has PostgreSQL read the file.
     pub(crate) fn config_file_argument(&self) -> OsString {
         let mut argument = OsString::from("config_file=");

@@ -1,7 +1,9 @@
 //! A server that somebody else started, or is to start again: asked with psql as its own operator asks,
 //! and given back without what the node put into it. It takes nothing over by itself.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,7 +15,7 @@ use crate::os;
 use crate::process::{self, PidFile, Running};
 use crate::roles;
 use crate::server::{POLL, Server};
-use crate::settings::{GateName, StartMode, command_line};
+use crate::settings::{GateName, StartMode, command_line, file_parameters};
 
 /// How long the end of a killed postmaster may go unnoticed by its parent.
 const BURIAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -68,10 +70,15 @@ impl Server {
         self.ask_stock(stock, &script).await.map(drop)
     }
 
-    /// What stands on the command line of a primary that the node starts; the gate's name is made up.
+    /// What a primary that the node starts is told, by its file of parameters and its command line, which wins;
+    /// the gate's name is made up.
     pub fn settings_as_primary(&self) -> Vec<(String, String)> {
         let gate: GateName = "gate".parse().expect("a gate's name");
-        command_line(self.settings(), &StartMode::Primary, &gate)
+        let (settings, parameters) = (self.settings(), &self.settings().parameters);
+        let mut told: BTreeMap<String, String> =
+            file_parameters(settings, parameters).into_iter().collect();
+        told.extend(command_line(settings, parameters, &StartMode::Primary, &gate));
+        told.into_iter().collect()
     }
 
     /// Ends the parts of a stopped primary that only the node uses: its slots and, if `roles`, its roles.
@@ -93,6 +100,20 @@ impl Server {
             && begun.elapsed() < BURIAL_PATIENCE
         {
             tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// Removes the node's file of parameters.
+    ///
+    /// # Errors
+    /// When it is there and cannot be removed.
+    pub fn remove_parameters(&self) -> Result<()> {
+        for path in self.parameters_files() {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                outcome => outcome.during("remove", &path)?,
+            }
         }
         Ok(())
     }

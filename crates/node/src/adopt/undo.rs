@@ -283,6 +283,7 @@ fn restore_files(
 ) -> Result<Vec<PathBuf>, AdoptError> {
     progress("putting the files back");
     let server = &standing.server;
+    server.remove_parameters().map_err(failed("remove the node's file of parameters"))?;
     server.remove_hba_blocks().map_err(failed("take the node's blocks out of pg_hba.conf"))?;
     let mut changed = Vec::new();
     for record in &standing.manifest.files {
