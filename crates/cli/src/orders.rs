@@ -257,7 +257,8 @@ fn say_what_is_left(names: &[String], verb: &str) {
     }
 }
 
-/// It serves, or follows and is waited for, as before.
+/// Its PostgreSQL is another one than before, what is in force there is known, and it serves, or follows and
+/// is waited for, as before. What was heard of it last may still be of the time before its restart.
 async fn wait_until_healthy(
     context: &Context,
     before: &ClusterStatus,
@@ -265,6 +266,13 @@ async fn wait_until_healthy(
 ) -> Result<(), CallError> {
     let owned = name.to_owned();
     let was_waited_for = before.waited_for.contains(&owned);
+    let started = before.node(name).and_then(|node| node.postmaster_start_unix_us);
+    let is_of_now = |node: &NodeStatus| {
+        let restarted = node.postmaster_start_unix_us.is_some_and(|at| Some(at) != started);
+        let (rising, falling) = node.rising_and_falling();
+        let known = node.in_force("max_connections").is_some();
+        restarted && known && rising.is_empty() && falling.is_empty()
+    };
     let begun = Instant::now();
     loop {
         if let Ok(status) = status::fetch(context).await
@@ -277,7 +285,7 @@ async fn wait_until_healthy(
                     node.postgres_running && node.attached && waited_for
                 }
             };
-            if healthy {
+            if healthy && is_of_now(node) {
                 return Ok(());
             }
         }
