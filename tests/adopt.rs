@@ -345,13 +345,23 @@ fn give_back(
 
     lab.stop_node(north);
     // The witness runs: together with the passive it could make that one active.
-    let early = adopt(lab, north, "undo", &["--yes", "--others-stopped"]);
+    let planned = json(&adopt(lab, north, "undo", &["--dry-run", "--output=json"]));
+    let epoch = planned["newest_epoch"].as_str().unwrap().to_owned();
+    let said = ["--yes", "--others-stopped", "--last-epoch", &epoch];
+    let early = adopt(lab, north, "undo", &said);
     assert_eq!(early.status.code(), Some(3), "{early:#?}");
     early.refused_with(&[WITNESS, "stop the daemons of all nodes"]);
     lab.stop_node(WITNESS);
-    let unsaid = adopt(lab, north, "undo", &["--yes"]);
+    let unsaid = adopt(lab, north, "undo", &["--yes", "--last-epoch", &epoch]);
     assert_eq!(unsaid.status.code(), Some(3), "{unsaid:#?}");
-    let undone = adopt(lab, north, "undo", &["--yes", "--others-stopped", "--output=json"]);
+    // Whoever was away while another node was promoted does not know it by itself.
+    let untold = adopt(lab, north, "undo", &["--yes", "--others-stopped"]);
+    assert_eq!(untold.status.code(), Some(3), "{untold:#?}");
+    untold.refused_with(&["--last-epoch", &epoch]);
+    let newer = adopt(lab, north, "undo", &["--yes", "--others-stopped", "--last-epoch", "99"]);
+    assert_eq!(newer.status.code(), Some(3), "{newer:#?}");
+    newer.refused_with(&["its data is newer"]);
+    let undone = adopt(lab, north, "undo", &[&said[..], &["--output=json"]].concat());
     assert_eq!(json(&undone)["role"], "primary", "{undone:#?}");
 
     assert_eq!([primary.files(), standby.files()], *files, "a file of its owners' is another one");
@@ -479,7 +489,9 @@ fn a_cluster_of_debians_tools_is_taken_over_with_its_settings_in_etc_and_given_b
     for node in [south, WITNESS, north] {
         lab.kill_site(node);
     }
-    adopt(&lab, north, "undo", &["--yes", "--others-stopped"]).good();
+    let planned = json(&adopt(&lab, north, "undo", &["--dry-run", "--output=json"]));
+    let epoch = planned["newest_epoch"].as_str().unwrap();
+    adopt(&lab, north, "undo", &["--yes", "--others-stopped", "--last-epoch", epoch]).good();
     assert_eq!(before, ["postgresql.conf", "pg_hba.conf", "pg_ident.conf", "start.conf"].map(etc));
     debian.ctl("start").good();
     assert_eq!(stock.sql("SELECT pg_is_in_recovery()"), "f");

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use understudy_node::adopt::{self, Applied, Part, Plan, Severity, UndoOptions, Undone, Waiting};
 use understudy_node::config::NodeConfig;
+use understudy_types::Epoch;
 
 use crate::operate::{CallError, parse_duration};
 use crate::output::{self, Output};
@@ -83,6 +84,10 @@ enum AdoptVerb {
         /// a daemon that runs elsewhere would make another node active beside it.
         #[arg(long)]
         others_stopped: bool,
+        /// The newest epoch that any data node knows of (`--dry-run` says it at each). Needed where
+        /// PostgreSQL becomes writable: a node that was away does not know that another one was promoted.
+        #[arg(long, value_name = "EPOCH")]
+        last_epoch: Option<Epoch>,
         /// Do not ask.
         #[arg(long, short)]
         yes: bool,
@@ -120,8 +125,12 @@ pub(crate) async fn run(args: &AdoptArgs) -> anyhow::Result<ExitCode> {
         AdoptVerb::Apply { common, server, dry_run: false, timeout, yes } => {
             apply(common, server, *timeout, *yes).await
         }
-        AdoptVerb::Undo { common, dry_run, others_stopped, yes } => {
-            let options = UndoOptions { dry_run: *dry_run, others_stopped: *others_stopped };
+        AdoptVerb::Undo { common, dry_run, others_stopped, last_epoch, yes } => {
+            let options = UndoOptions {
+                dry_run: *dry_run,
+                others_stopped: *others_stopped,
+                last_epoch: *last_epoch,
+            };
             undo(common, options, *yes).await
         }
     }
@@ -331,7 +340,11 @@ fn shown(value: &str) -> String {
 }
 
 fn steps_of(undone: &Undone) -> String {
-    let mut text = String::from("To be done\n");
+    let mut text = String::new();
+    if let Some(epoch) = undone.newest_epoch {
+        text += &format!("The newest epoch that this node knows of is {epoch}.\n");
+    }
+    text += "To be done\n";
     for step in &undone.steps {
         text += &format!("  {step}\n");
     }
@@ -346,6 +359,7 @@ fn print_undone(common: &Common, undone: &Undone, done: bool) -> io::Result<()> 
     if common.output != Output::Text {
         let all = json!({
             "version": 1, "done": done, "role": role, "was_taken_over": undone.was_taken_over,
+            "newest_epoch": undone.newest_epoch.map(|epoch| epoch.to_string()),
             "steps": undone.steps, "changed_since": undone.changed_since,
             "folder": undone.folder, "start": undone.start,
         });

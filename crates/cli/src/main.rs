@@ -314,7 +314,7 @@ mod tests {
             "understudy adopt plan --config n.toml --role admin --output json",
             "understudy adopt apply --config n.toml --dry-run",
             "understudy adopt apply --config n.toml --yes --timeout 2m",
-            "understudy adopt undo --config n.toml --others-stopped --yes -o yaml",
+            "understudy adopt undo --config n.toml --others-stopped --last-epoch 3 --yes -o yaml",
             "understudy config check n.toml",
             "understudy demo --plain",
             "understudy guard --dir /g --data-directory /d --owner-uid 1 --owner-gid 2",

@@ -74,6 +74,20 @@ pub(super) struct Manifest {
     pub(super) settings_before: Vec<(String, String)>,
     /// The files.
     pub(super) files: Vec<FileRecord>,
+    /// The way back was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) undoing: Option<Undoing>,
+}
+
+/// What the way back found before its first change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Undoing {
+    /// What the server is to be.
+    pub(super) part: Part,
+    /// The daemon had taken it over.
+    pub(super) taken: bool,
+    /// The node's slots and roles are gone.
+    pub(super) objects_removed: bool,
 }
 
 impl Manifest {
@@ -95,6 +109,7 @@ impl Manifest {
             roles_made,
             settings_before: before.collect(),
             files: Vec::new(),
+            undoing: None,
         })
     }
 }

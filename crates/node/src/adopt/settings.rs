@@ -50,12 +50,13 @@ const WHY: &[(&str, &str)] = &[
 ];
 
 /// Settings that must not be lower at a standby than they were at its primary (the manual, 27.4.3).
-pub(super) const NOT_LOWER: [&str; 5] = [
+pub(super) const NOT_LOWER: [&str; 6] = [
     "max_connections",
     "max_worker_processes",
     "max_wal_senders",
     "max_prepared_transactions",
     "max_locks_per_transaction",
+    "max_replication_slots",
 ];
 
 /// Names of files that a copy in PGDATA must not carry.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use understudy_consensus::offline::{Offline, OfflineError};
 use understudy_postgres::{Ownership, Server, StockServer, own_objects_removal};
-use understudy_types::NodeId;
+use understudy_types::{Epoch, NodeId};
 
-use super::manifest::{FileRecord, Folder, Manifest};
+use super::manifest::{FileRecord, Folder, Manifest, Undoing};
 use super::plan::Part;
 use super::{AdoptError, DebianCluster, failed, postgres_of, roles_to_ask, server_of};
 use crate::config::NodeConfig;
@@ -29,6 +29,9 @@ pub struct UndoOptions {
     pub dry_run: bool,
     /// The daemons of all other nodes are stopped, and will not be started with this cluster again.
     pub others_stopped: bool,
+    /// The newest epoch that any data node knows of. A node that was away when another one was promoted
+    /// cannot tell by itself that its data is not the newest.
+    pub last_epoch: Option<Epoch>,
 }
 
 /// What was, or would be, done.
@@ -38,6 +41,8 @@ pub struct Undone {
     pub part: Part,
     /// The daemon had taken it over.
     pub was_taken_over: bool,
+    /// The newest epoch that this node knows of; absent when its storage is gone.
+    pub newest_epoch: Option<Epoch>,
     /// Each step, in words.
     pub steps: Vec<String>,
     /// Files that somebody changed since; what they had is in the folder.
@@ -55,6 +60,7 @@ struct Standing {
     folder: Folder,
     part: Part,
     taken: bool,
+    newest_epoch: Option<Epoch>,
     // While it lives the daemon cannot start.
     _storage: Option<Offline>,
 }
@@ -68,13 +74,16 @@ pub async fn undo(
     options: UndoOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Undone, AdoptError> {
-    let standing = examine(config).await?;
-    if standing.part == Part::Primary && standing.taken && !options.dry_run {
+    let mut standing = examine(config).await?;
+    let begun = standing.manifest.undoing.is_some();
+    if standing.part == Part::Primary && standing.taken && !options.dry_run && !begun {
+        refuse_if_newer(&standing, options)?;
         refuse_if_others_go_on(config, options, progress).await?;
     }
     let mut undone = Undone {
         part: standing.part,
         was_taken_over: standing.taken,
+        newest_epoch: standing.newest_epoch,
         steps: steps(&standing),
         changed_since: Vec::new(),
         folder: standing.folder.path().to_owned(),
@@ -86,9 +95,18 @@ pub async fn undo(
     if standing.taken {
         stop(config, &standing, progress).await?;
     }
-    if standing.part == Part::Primary {
+    let mut undoing = note_undoing(&mut standing)?;
+    if standing.taken {
+        // A daemon that a service manager starts by habit must not take it again, whatever comes next.
+        let raft = config.data_dir.join("raft");
+        standing.folder.take_in(&raft).map_err(failed("set the node's storage aside"))?;
+    }
+    if standing.part == Part::Primary && !undoing.objects_removed {
         progress("removing the node's slots and roles");
         remove_own_objects(config, &standing).await?;
+        undoing.objects_removed = true;
+        standing.manifest.undoing = Some(undoing);
+        standing.folder.write(&standing.manifest).map_err(failed("write the manifest"))?;
     }
     let changed = restore_files(&standing, progress)?;
     if standing.taken && standing.part == Part::Primary {
@@ -96,11 +114,6 @@ pub async fn undo(
         standing.server.remove_standby_signal().map_err(failed("remove standby.signal"))?;
     }
     standing.server.disown().map_err(failed("give the data directory back"))?;
-    if standing.taken {
-        // A daemon that a service manager starts by habit must not take it again.
-        let raft = config.data_dir.join("raft");
-        standing.folder.take_in(&raft).map_err(failed("set the node's storage aside"))?;
-    }
     undone.folder = standing.folder.retire().map_err(failed("set the adoption's folder aside"))?;
     undone.changed_since = changed;
     Ok(undone)
@@ -137,6 +150,12 @@ async fn examine(config: &NodeConfig) -> Result<Standing, AdoptError> {
     let held = storage.as_ref().is_some_and(|storage| held_last(config, storage));
     // A standby becomes the node's own only after a while; until then nothing but files is to be put back.
     let taken = own == Ownership::Own || gated;
+    let newest_epoch = storage.as_ref().map(|storage| storage.state.epoch);
+    if let Some(Undoing { part, taken, .. }) = manifest.undoing {
+        // It was cut off: what the server is was decided then, and cannot be seen any more.
+        let _storage = storage;
+        return Ok(Standing { server, manifest, folder, part, taken, newest_epoch, _storage });
+    }
     let was_primary = server.was_primary().await.map_err(failed("look at the data directory"))?;
     let part = match (taken, manifest.part) {
         (false, part) => part,
@@ -147,7 +166,41 @@ async fn examine(config: &NodeConfig) -> Result<Standing, AdoptError> {
         }
         (true, _) => Part::Standby,
     };
-    Ok(Standing { server, manifest, folder, part, taken, _storage: storage })
+    Ok(Standing { server, manifest, folder, part, taken, newest_epoch, _storage: storage })
+}
+
+/// Before the first change: what is being done, for when it is cut off.
+fn note_undoing(standing: &mut Standing) -> Result<Undoing, AdoptError> {
+    if let Some(undoing) = standing.manifest.undoing {
+        return Ok(undoing);
+    }
+    let (part, taken) = (standing.part, standing.taken);
+    let undoing = Undoing { part, taken, objects_removed: false };
+    standing.manifest.undoing = Some(undoing);
+    standing.folder.write(&standing.manifest).map_err(failed("write the manifest"))?;
+    Ok(undoing)
+}
+
+/// Another node may have been promoted while this one was away, and have the newer data.
+fn refuse_if_newer(standing: &Standing, options: UndoOptions) -> Result<(), AdoptError> {
+    let refused = |words: String| Err(AdoptError::Refused(words));
+    match (standing.newest_epoch, options.last_epoch) {
+        (Some(known), Some(said)) if said == known => Ok(()),
+        (Some(known), Some(said)) => refused(format!(
+            "--last-epoch {said}: the newest epoch that this node knows of is {known}; give back the node \
+             that was active in epoch {said}, its data is newer"
+        )),
+        (Some(known), None) => refused(format!(
+            "say --last-epoch with the newest epoch that any data node knows of, which `understudy adopt \
+             undo --dry-run` says at each of them (here it is {known}): a node that was away does not know \
+             whether another one was promoted"
+        )),
+        (None, _) => refused(
+            "the node's consensus storage is gone: nothing tells whether its data is the newest; put the \
+             storage back"
+                .to_owned(),
+        ),
+    }
 }
 
 /// By what is stored here, this node is the one that was promoted last, and nobody else is to be.

@@ -253,6 +253,8 @@ impl Hands {
             self.report_progress("cloning", p.done_bytes, p.total_bytes);
         };
         self.report_progress("cloning", 0, 0);
+        // An ordered clone may replace a copy that is whole: not before the source has answered.
+        understudy_postgres::source_checkpoint_timeline(&source).await.map_err(transient)?;
         self.server().base_backup(&source, &mut progress).await.map_err(transient)
     }
 

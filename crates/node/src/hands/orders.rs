@@ -82,12 +82,17 @@ fn elsewhere(started: &Arc<NodeConfig>, fresh: &NodeConfig) -> bool {
         || started.log != fresh.log
 }
 
+/// The words of an operation are for everybody: what could hold a secret is told by its name alone.
+fn told((name, value): &(String, String)) -> String {
+    let secret = name.ends_with("_command") || name.ends_with("conninfo") || name.contains('.');
+    if secret { name.clone() } else { format!("{name} = {value}") }
+}
+
 fn describe(reloaded: &Reloaded, elsewhere: bool) -> String {
     let mut words = if reloaded.changed.is_empty() {
         "no setting in force changed".to_owned()
     } else {
-        let changed: Vec<String> =
-            reloaded.changed.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        let changed: Vec<String> = reloaded.changed.iter().map(told).collect();
         format!("changed: {}", changed.join(", "))
     };
     if !reloaded.pending_restart.is_empty() {

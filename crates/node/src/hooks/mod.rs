@@ -15,6 +15,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use understudy_postgres::OsUser;
 
 use crate::config::{HookConfig, NodeConfig};
+use crate::debug::redact;
 use crate::events::{Event, EventJournal, Kind, Severity};
 use program::{End, Program, Ran};
 
@@ -156,7 +157,11 @@ impl Runner {
         gauge!("understudy_hook_last_duration_seconds", "hook" => program.to_owned())
             .set(ran.took.as_secs_f64());
         let (kind, sequence, took) = (event.kind.as_str(), event.sequence, ran.took.as_secs_f64());
-        let said = if ran.stderr.is_empty() { String::new() } else { format!(": {}", ran.stderr) };
+        let said = if ran.stderr.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", redact(&ran.stderr))
+        };
         let words =
             format!("{program}, run for {kind}, event {sequence}, {ended} after {took:.1} s{said}");
         let what = match ran.end {

@@ -109,9 +109,9 @@ const PATHS: &[(&str, Question)] = &[
 const ORDERS: &[(&str, &str)] = &[
     ("/switchover", "understudy switchover"),
     ("/failover", "understudy failover"),
-    ("/restart", "understudy --help"),
-    ("/reload", "understudy --help"),
-    ("/reinitialize", "understudy --help"),
+    ("/restart", "understudy restart"),
+    ("/reload", "understudy reload"),
+    ("/reinitialize", "understudy reinit"),
     ("/config", "understudy rpo set"),
 ];
 
