@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use understudy_types::{BootInstant, DurabilityMode, Epoch, Lsn, NodeId, PromotionId, Quorum};
 
+/// So many refused entries of one node in a second are many times what every race together makes.
+const REFUSED_MAX: u32 = 100;
+
 /// A sentence that is not true, with what was seen instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{invariant}: {sentence}: {seen}")]
@@ -417,6 +420,21 @@ pub fn without_faults_it_comes_to_pass(
 ) -> Result<(), Breach> {
     require(missing.is_none(), "liveness", "without faults it comes to pass", || {
         format!("not within {within:?}: {}", missing.unwrap_or_default())
+    })
+}
+
+/// Liveness: what is refused is not asked for again and again, which would fill the log.
+///
+/// # Errors
+/// With how much of one node was refused, and how much may be.
+pub fn refusals_do_not_fill_the_log(
+    node: NodeId,
+    refused: u32,
+    within: Duration,
+) -> Result<(), Breach> {
+    let most = REFUSED_MAX;
+    require(refused <= most, "liveness", "refusals do not fill the log", || {
+        format!("{refused} entries of {node} were refused within {within:?}, more than {most}")
     })
 }
 

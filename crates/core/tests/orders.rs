@@ -232,3 +232,55 @@ fn a_time_that_passed_while_nobody_could_act_is_missed_and_not_made_up_for() {
     world.run_for(Duration::from_secs(3));
     assert!(world.state.switchover.is_none());
 }
+
+#[test]
+fn an_order_does_not_outlive_the_epoch_that_it_was_given_in() {
+    for verb in [NodeVerb::Restart, NodeVerb::Reclone] {
+        let mut world = World::protected(DurabilityMode::Zero);
+        world.contested = Some("begin-node-order");
+        let operation = order(&mut world, SOUTH, verb);
+        world.kill(NORTH, true);
+        world.run_until("the lease is over", |w| w.machines[&SOUTH].core.lease_over(w.now));
+        // From here on South is needed, and does not take its own standby away.
+        world.contested = None;
+        world.run_until("south serves", |w| w.serving() == [SOUTH]);
+        let OperationStatus::Failed(why) = end_of(&mut world, operation) else { panic!("done") };
+        assert!(why.contains("the active changed"), "{why}");
+        assert_eq!((world.machines[&SOUTH].stops, world.machines[&SOUTH].clones), (0, 1));
+    }
+}
+
+#[test]
+fn what_is_refused_is_not_proposed_again_at_once() {
+    let mut world = World::protected(DurabilityMode::Bounded);
+    let operation = order(&mut world, SOUTH, NodeVerb::Reload);
+    let kind = "begin-node-order";
+    world.contested = Some(kind);
+    let moment = Duration::from_secs(2);
+    world.run_for(moment);
+    let proposed = world.log.iter().filter(|(command, _, _)| command.kind() == kind).count();
+    let steps = moment.as_millis() / world::STEP.as_millis();
+    assert!((2..steps as usize / 5).contains(&proposed), "{proposed} entries in {steps} steps");
+    world.contested = None;
+    assert_eq!(end_of(&mut world, operation), OperationStatus::Done);
+}
+
+#[test]
+fn an_order_that_a_failover_keeps_from_beginning_is_not_proposed_at_all() {
+    let mut world = World::protected(DurabilityMode::Bounded);
+    world.kill(SOUTH, false);
+    let operation = order(&mut world, SOUTH, NodeVerb::Reclone);
+    world.stuck.insert(SOUTH);
+    let moving = world.enter(Command::OrderFailover {
+        to: SOUTH,
+        epoch: world.state.epoch,
+        caller: "test".to_owned(),
+        reason: "because".to_owned(),
+        at_unix_us: 1,
+    });
+    assert!(moving.is_accepted(), "{moving:?}");
+    world.restart(SOUTH);
+    world.run_until("ended", |w| w.status(operation) != OperationStatus::Running);
+    let begun = world.log.iter().filter(|(command, _, _)| command.kind() == "begin-node-order");
+    assert_eq!(begun.count(), 0);
+}

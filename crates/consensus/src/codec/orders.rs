@@ -130,13 +130,20 @@ pub(super) fn write_state(node: NodeId, order: &NodeOrder) -> state::NodeOrder {
         operation: order.operation,
         verb: write_verb(order.verb),
         begun: order.begun.map(|process| process.0),
+        epoch: Some(order.epoch.into()),
+        accepts_waiting: order.accepts_waiting,
     }
 }
 
 pub(super) fn read_state(order: &state::NodeOrder) -> Result<(NodeId, NodeOrder), FieldError> {
-    let begun = order.begun.map(ProcessStart);
-    let verb = read_verb(order.verb)?;
-    Ok((NodeId(order.node), NodeOrder { operation: order.operation, verb, begun }))
+    let read = NodeOrder {
+        operation: order.operation,
+        verb: read_verb(order.verb)?,
+        epoch: epoch("epoch", order.epoch)?,
+        accepts_waiting: order.accepts_waiting,
+        begun: order.begun.map(ProcessStart),
+    };
+    Ok((NodeId(order.node), read))
 }
 
 pub(super) fn write_scheduled(scheduled: &Scheduled) -> state::Scheduled {

@@ -419,10 +419,25 @@ fn full() -> ClusterState {
             voters: BTreeSet::from([NodeId(1001)]),
         }),
         node_orders: BTreeMap::from([
-            (NodeId(1), NodeOrder { operation: 8, verb: NodeVerb::Restart, begun: None }),
+            (
+                NodeId(1),
+                NodeOrder {
+                    operation: 8,
+                    verb: NodeVerb::Restart,
+                    epoch: first,
+                    accepts_waiting: false,
+                    begun: None,
+                },
+            ),
             (
                 NodeId(2),
-                NodeOrder { operation: 9, verb: NodeVerb::Reclone, begun: Some(ProcessStart(3)) },
+                NodeOrder {
+                    operation: 9,
+                    verb: NodeVerb::Reclone,
+                    epoch: first,
+                    accepts_waiting: true,
+                    begun: Some(ProcessStart(3)),
+                },
             ),
         ]),
         scheduled: Some(Scheduled {

@@ -496,9 +496,7 @@ impl Core {
                 self.majority = majority;
             }
             Event::ProposalFailed(Slot::Renew) => self.lease.failed(now, &self.timing),
-            Event::ProposalFailed(slot) => {
-                self.pending.insert(slot, (now + FAILED_RETRY) - PROPOSAL_RETRY);
-            }
+            Event::ProposalFailed(slot) => self.retry_soon(now, slot),
             Event::Local { view, fresh, wall_unix_us } => {
                 self.local = view;
                 self.wall_unix_us = wall_unix_us;
@@ -631,35 +629,32 @@ impl Core {
             self.settled.note(now, published);
         }
         if let Some((command, outcome)) = applied {
-            self.settle(&command, &outcome);
+            self.settle(now, &command, &outcome);
         }
         self.leader.observe(now, &self.state);
     }
 
-    /// An outcome arrived: whatever waited for it may be proposed anew, or is done.
-    fn settle(&mut self, command: &Command, outcome: &Outcome) {
-        match command {
+    /// An outcome arrived: whatever waited for it may be proposed anew, or is done. What was rejected waits
+    /// a little: a proposer that asks again at once for what is refused fills the log.
+    fn settle(&mut self, now: BootInstant, command: &Command, outcome: &Outcome) {
+        let slots = match command {
             Command::Renew { by, seq, .. } if by.node == self.me && by.process == self.process => {
                 self.lease.settled(by.epoch, *seq, outcome, &self.timing);
+                [None, None]
             }
-            Command::SyncAdd { node, .. } => drop(self.pending.remove(&Slot::SyncAdd(*node))),
-            Command::SyncRemove { node, .. } => drop(self.pending.remove(&Slot::SyncRemove(*node))),
-            Command::SetEff { .. } => drop(self.pending.remove(&Slot::SetEff)),
-            Command::Promote { .. } => drop(self.pending.remove(&Slot::Promote)),
-            Command::Promoted { .. } => drop(self.pending.remove(&Slot::Promoted)),
-            Command::Release { .. } => drop(self.pending.remove(&Slot::Release)),
-            Command::Handover { .. } | Command::Undo { .. } => {
-                self.pending.remove(&Slot::Switchover);
-            }
-            Command::SetMark { .. } | Command::ClearMark { .. } => {
-                self.pending.remove(&Slot::Mark);
-            }
+            Command::SyncAdd { node, .. } => [Some(Slot::SyncAdd(*node)), None],
+            Command::SyncRemove { node, .. } => [Some(Slot::SyncRemove(*node)), None],
+            Command::SetEff { .. } => [Some(Slot::SetEff), None],
+            Command::Promote { .. } => [Some(Slot::Promote), None],
+            Command::Promoted { .. } => [Some(Slot::Promoted), None],
+            Command::Release { .. } => [Some(Slot::Release), None],
+            Command::Handover { .. } | Command::Undo { .. } => [Some(Slot::Switchover), None],
+            Command::SetMark { .. } | Command::ClearMark { .. } => [Some(Slot::Mark), None],
             Command::EndOrder { .. } | Command::Resume { .. } | Command::BeginScheduled { .. } => {
-                self.pending.remove(&Slot::Housekeeping);
+                [Some(Slot::Housekeeping), None]
             }
             Command::BeginNodeOrder { .. } | Command::EndNodeOrder { .. } => {
-                self.pending.remove(&Slot::NodeOrder);
-                self.pending.remove(&Slot::Housekeeping);
+                [Some(Slot::NodeOrder), Some(Slot::Housekeeping)]
             }
             Command::Renew { .. }
             | Command::Found { .. }
@@ -672,8 +667,18 @@ impl Core {
             | Command::OrderNode { .. }
             | Command::ScheduleSwitchover { .. }
             | Command::CancelScheduled { .. }
-            | Command::Pause { .. } => {}
+            | Command::Pause { .. } => [None, None],
+        };
+        for slot in slots.into_iter().flatten() {
+            let waited = self.pending.remove(&slot).is_some();
+            if waited && !outcome.is_accepted() {
+                self.retry_soon(now, slot);
+            }
         }
+    }
+
+    fn retry_soon(&mut self, now: BootInstant, slot: Slot) {
+        self.pending.insert(slot, (now + FAILED_RETRY) - PROPOSAL_RETRY);
     }
 
     fn take_result(

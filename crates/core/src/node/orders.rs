@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use understudy_types::{BootInstant, NodeId};
 
 use super::{Completion, Core, Role, Slot, Task, TaskFailure, TaskId};
-use crate::state::{Command, NodeOrder, NodeVerb, SCHEDULE_TOLERANCE};
+use crate::state::{Command, NodeOrder, NodeVerb, Rejection, SCHEDULE_TOLERANCE};
 
 /// How long the fast stop for a restart may take; after that the server is ended the hard way.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
@@ -107,16 +107,27 @@ impl Core {
     }
 
     fn begin_order(&mut self, now: BootInstant, order: &NodeOrder) {
-        let can = match &self.role {
-            // Ended as refused: what it would be made from is this.
-            Role::Holder(_) | Role::Candidate(_) if order.verb == NodeVerb::Reclone => {
-                let words = "the node has become the active one meanwhile";
-                self.propose_end(now, order.operation, true, words.to_owned());
+        match self.state.check_begin(self.me, order) {
+            Ok(()) => {}
+            // That passes; the leader ends the order if it lasts.
+            Err(Rejection::Busy(_) | Rejection::Phase) => return,
+            Err(why) => {
+                let words = match why {
+                    Rejection::Epoch { .. } => {
+                        "the active changed before it began; order it again if it is still wanted"
+                            .to_owned()
+                    }
+                    why => format!("not begun: {why}"),
+                };
+                self.propose_end(now, order.operation, true, words);
                 return;
             }
+        }
+        let can = match &self.role {
             Role::Holder(_) => self.lease_runs(now) && self.is_at_rest(),
             Role::Passive(_) => {
-                self.confirmed && (order.verb == NodeVerb::Reclone || self.is_at_rest())
+                let ready = order.verb == NodeVerb::Reclone || self.is_at_rest();
+                self.confirmed && self.active_is_there(now) && ready
             }
             Role::Idle | Role::Candidate(_) | Role::Journal(_) => false,
         };
@@ -125,6 +136,12 @@ impl Core {
             let command = Command::BeginNodeOrder { operation, node, process };
             self.propose(now, Slot::NodeOrder, command);
         }
+    }
+
+    /// Nothing says that this node may be needed in the active's place at any moment.
+    fn active_is_there(&self, now: BootInstant) -> bool {
+        let released = self.state.holder.as_ref().is_none_or(|holder| holder.released.is_some());
+        !released && !self.challenger.is_over(now)
     }
 
     /// Its server runs as it should, and nothing is being done.

@@ -139,7 +139,7 @@ impl ClusterState {
             } => {
                 self.check_node_order(*node, *verb, *epoch, *accepts_waiting)?;
                 let ordered = Ordered { caller, reason, at_unix_us: *at_unix_us };
-                self.order_node(index, *node, *verb, &ordered)
+                self.order_node(index, *node, *verb, *accepts_waiting, &ordered)
             }
             Command::BeginNodeOrder { operation, node, process } => {
                 self.begin_node_order(*operation, *node, *process)

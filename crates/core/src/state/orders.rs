@@ -55,6 +55,11 @@ pub struct NodeOrder {
     pub operation: u64,
     /// What is to be done.
     pub verb: NodeVerb,
+    /// The epoch that it was given in. It does not begin in another one: who is active, and what would be
+    /// taken away, may have changed.
+    pub epoch: Epoch,
+    /// Commits may wait until it is done.
+    pub accepts_waiting: bool,
     /// The process of the node that began it.
     pub begun: Option<ProcessStart>,
 }
@@ -94,11 +99,33 @@ impl ClusterState {
         epoch: Epoch,
         accepts_waiting: bool,
     ) -> Result<(), Rejection> {
-        self.check_epoch(epoch)?;
-        self.check_data_node(node)?;
         if let Some(order) = self.node_orders.get(&node) {
+            self.check_epoch(epoch)?;
             return Err(Rejection::Busy(order.operation));
         }
+        self.check_may_begin(node, verb, epoch, accepts_waiting)
+    }
+
+    /// Whether an order that was accepted may begin now: all that it was accepted for still holds.
+    ///
+    /// # Errors
+    /// What stands against it; `Busy` and `Phase` pass, the rest does not.
+    pub fn check_begin(&self, node: NodeId, order: &NodeOrder) -> Result<(), Rejection> {
+        if order.begun.is_some() {
+            return Err(Rejection::NoChange);
+        }
+        self.check_may_begin(node, order.verb, order.epoch, order.accepts_waiting)
+    }
+
+    fn check_may_begin(
+        &self,
+        node: NodeId,
+        verb: NodeVerb,
+        epoch: Epoch,
+        accepts_waiting: bool,
+    ) -> Result<(), Rejection> {
+        self.check_epoch(epoch)?;
+        self.check_data_node(node)?;
         self.check_undisturbed(node, verb)?;
         if verb == NodeVerb::Reclone && !accepts_waiting && self.would_stall_without(node) {
             return Err(Rejection::WouldStall(node));
@@ -156,6 +183,7 @@ impl ClusterState {
         index: u64,
         node: NodeId,
         verb: NodeVerb,
+        accepts_waiting: bool,
         ordered: &Ordered<'_>,
     ) -> Applied {
         self.begin(
@@ -168,7 +196,9 @@ impl ClusterState {
         );
         let name = self.name_of(node);
         self.describe(index, name);
-        self.node_orders.insert(node, NodeOrder { operation: index, verb, begun: None });
+        let epoch = self.epoch;
+        let order = NodeOrder { operation: index, verb, epoch, accepts_waiting, begun: None };
+        self.node_orders.insert(node, order);
         Ok(Some(index))
     }
 
@@ -182,10 +212,7 @@ impl ClusterState {
         let known = self.node_orders.get(&node).copied();
         let order = known.filter(|order| order.operation == operation);
         let order = order.ok_or(Rejection::NoOperation)?;
-        if order.begun.is_some() {
-            return Err(Rejection::NoChange);
-        }
-        self.check_undisturbed(node, order.verb)?;
+        self.check_begin(node, &order)?;
         self.node_orders.insert(node, NodeOrder { begun: Some(process), ..order });
         Ok(None)
     }

@@ -14,7 +14,7 @@ use understudy_core::node::{
 };
 use understudy_core::rejoin::{Rung, Survey};
 use understudy_core::state::{Member, OperationStatus, ReleaseCause};
-use understudy_core::{ClusterConfig, ClusterState, Command, Outcome, Timing};
+use understudy_core::{ClusterConfig, ClusterState, Command, Outcome, Rejection, Timing};
 use understudy_types::{
     BootInstant, ClusterId, DurabilityMode, Epoch, Exposure, Incarnation, Lineage, Lsn, NodeId,
     NodeKind, Permit, ProcessStart, PromotionId, ReceiverPosition, SealedEnd, SourcePositions,
@@ -129,6 +129,8 @@ pub(crate) struct World {
     pub(crate) isolated: BTreeSet<NodeId>,
     /// Their disks take nothing.
     pub(crate) stuck: BTreeSet<NodeId>,
+    /// What nodes propose of this kind comes behind something that has it rejected.
+    pub(crate) contested: Option<&'static str>,
     pub(crate) leader: NodeId,
     pub(crate) log: Vec<(Command, Outcome, Arc<ClusterState>)>,
     pub(crate) state: ClusterState,
@@ -162,6 +164,7 @@ impl World {
             machines,
             isolated: BTreeSet::new(),
             stuck: BTreeSet::new(),
+            contested: None,
             leader: WITNESS,
             log: Vec::new(),
             state: ClusterState::default(),
@@ -282,7 +285,12 @@ impl World {
                 }
                 Action::Propose(_, command) => {
                     self.check_release(id, &command);
-                    let _ = self.enter(command);
+                    if self.contested == Some(command.kind()) {
+                        let outcome = Outcome::Rejected(Rejection::NoChange);
+                        self.log.push((command, outcome, Arc::new(self.state.clone())));
+                    } else {
+                        let _ = self.enter(command);
+                    }
                 }
                 Action::SetPermit(permit) => {
                     let machine = self.machines.get_mut(&id).unwrap();

@@ -192,7 +192,8 @@ impl World {
         let beyond = match place {
             None => Some(Lsn(last.start)),
             Some(place) => {
-                let fork = history.get(place + 1).and_then(|next| next.fork_lsn);
+                // After an accepted loss a later promotion may fork further back than the next one.
+                let fork = history[place + 1..].iter().filter_map(|next| next.fork_lsn).min();
                 fork.filter(|fork| last.end > fork.0)
             }
         };

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use understudy_checks::protocol::{self, Grant};
 use understudy_core::node::{Event, Slot};
@@ -59,6 +60,8 @@ pub(crate) struct Raft {
     pub(crate) slow_until: u64,
     pub(crate) late_until: u64,
     pub(crate) double_until: u64,
+    /// Which simulated second it is, and how much of each node was refused in it.
+    refused: (u64, [u32; 3]),
     /// The greatest credit of an accepted renewal of the newest epoch.
     pub(crate) credit: Lsn,
 }
@@ -97,6 +100,7 @@ impl Raft {
             slow_until: 0,
             late_until: 0,
             double_until: 0,
+            refused: (0, [0; 3]),
             credit: Lsn::ZERO,
         }
     }
@@ -183,6 +187,8 @@ impl World {
         self.raft.log.push(entry);
         if outcome.is_accepted() {
             self.accepted(&proposal.command, &before, &state);
+        } else {
+            self.refused(proposal.by);
         }
         for node in 0..3 {
             let delay = match node == leader {
@@ -193,6 +199,17 @@ impl World {
                 self.in_daemon(node, delay, InDaemon::Apply);
             }
         }
+    }
+
+    fn refused(&mut self, by: usize) {
+        let second = self.now / SEC;
+        if self.raft.refused.0 != second {
+            self.raft.refused = (second, [0; 3]);
+        }
+        self.raft.refused.1[by] += 1;
+        let (node, refused) = (self.machines[by].id, self.raft.refused.1[by]);
+        let within = Duration::from_nanos(SEC);
+        self.judge(protocol::refusals_do_not_fill_the_log(node, refused, within));
     }
 
     /// The truth about what was just accepted.
