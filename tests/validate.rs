@@ -72,6 +72,7 @@ fn what_would_spoil_a_failover_is_found_and_gone_when_it_is_put_right() {
     // What people do to a database, all at once.
     lab.sql(active, "postgres", "ALTER SYSTEM SET work_mem = '64MB'");
     lab.sql(active, "postgres", "ALTER SYSTEM SET max_locks_per_transaction = 128");
+    lab.sql(active, "postgres", "ALTER SYSTEM SET max_slot_wal_keep_size = -1");
     lab.sql(active, "postgres", "SELECT pg_reload_conf()");
     // As if it had been made with a library that is no longer installed anywhere.
     lab.sql(active, "postgres", "CREATE FUNCTION gone() RETURNS int LANGUAGE sql AS 'SELECT 1'");
@@ -94,6 +95,7 @@ fn what_would_spoil_a_failover_is_found_and_gone_when_it_is_put_right() {
         ("risk", "collation-changed", active),
         ("risk", "collation-changed", passive),
         ("risk", "restart-pending", active),
+        ("risk", "setting-overridden", active),
         ("risk", "settings-differ", passive),
         ("risk", "hba-differs", passive),
     ];
@@ -106,6 +108,7 @@ fn what_would_spoil_a_failover_is_found_and_gone_when_it_is_put_right() {
         "work_mem (4096 kB, not 65536 kB)",
         "`host all all 192.0.2.0 255.255.255.0 md5`",
         "max_locks_per_transaction",
+        "max_slot_wal_keep_size (-1)",
         "remedy:",
     ] {
         assert!(ended.stdout.contains(words), "{words} in\n{}", ended.stdout);
@@ -120,6 +123,7 @@ fn what_would_spoil_a_failover_is_found_and_gone_when_it_is_put_right() {
     lab.sql(active, "postgres", "UPDATE pg_database SET datcollversion = NULL");
     // PostgreSQL goes on to call it pending until it has seen the value that is in force.
     lab.sql(active, "postgres", "ALTER SYSTEM RESET work_mem");
+    lab.sql(active, "postgres", "ALTER SYSTEM RESET max_slot_wal_keep_size");
     lab.sql(active, "postgres", "ALTER SYSTEM SET max_locks_per_transaction = 64");
     lab.sql(active, "postgres", "SELECT pg_reload_conf()");
     wait_for_findings(&mut lab, "a cluster in order again", &[QUIET]);

@@ -27,6 +27,27 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// A pause cannot be longer: a week.
 const PAUSE_MAX: Duration = Duration::from_secs(7 * 86_400);
 
+/// On what terms something is ordered that can be looked at before.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OrderTerms {
+    /// Refuse in any other epoch than this; without it, in any other than the present one.
+    #[arg(long, value_name = "EPOCH")]
+    pub(crate) epoch: Option<Epoch>,
+    /// Only say what would happen and whether it is possible now: 0 yes, 3 no.
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) dry_run: bool,
+    /// Why, for the record.
+    #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
+    reason: Option<String>,
+}
+
+impl OrderTerms {
+    /// The reason; empty for a dry run without one.
+    pub(crate) fn words(&self) -> String {
+        self.reason.clone().unwrap_or_default()
+    }
+}
+
 /// Make another node active now.
 #[derive(Debug, clap::Args)]
 pub(crate) struct FailoverArgs {

@@ -15,7 +15,7 @@ use understudy_proto::v1::admin_client::AdminClient;
 use understudy_types::{Epoch, NodeKind};
 
 use crate::context::Context;
-use crate::operate::{self, CallError};
+use crate::operate::{self, CallError, OrderTerms};
 use crate::output::{self, Output};
 use crate::status;
 
@@ -27,15 +27,8 @@ const HEALTHY_PATIENCE: Duration = Duration::from_secs(120);
 /// What the three verbs have in common.
 #[derive(Debug, clap::Args)]
 struct Common {
-    /// Refuse in any other epoch than this; without it, in any other than the present one.
-    #[arg(long, value_name = "EPOCH")]
-    epoch: Option<Epoch>,
-    /// Only say what would happen and whether it is possible now: 0 yes, 3 no.
-    #[arg(long, conflicts_with = "wait")]
-    dry_run: bool,
-    /// Why, for the record.
-    #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
-    reason: Option<String>,
+    #[command(flatten)]
+    terms: OrderTerms,
     /// Return only when it has ended: 0 done, 1 failed, 5 still running after --timeout. Of several nodes
     /// each is waited for in any case.
     #[arg(long)]
@@ -143,7 +136,7 @@ pub(crate) async fn reload(context: &Context, args: &ReloadArgs) -> anyhow::Resu
 pub(crate) async fn reclone(context: &Context, args: &RecloneArgs) -> anyhow::Result<ExitCode> {
     let status = status::fetch(context).await?;
     let names = [args.node.clone()];
-    if !args.common.dry_run && !args.yes {
+    if !args.common.terms.dry_run && !args.yes {
         let mut request = request(&status, "reclone", &args.node, &args.common);
         request.accepts_waiting = true;
         confirm(&plan(context, &request).await?)?;
@@ -202,10 +195,10 @@ fn request(
     v1::NodeOrderRequest {
         node: node.to_owned(),
         verb: verb.to_owned(),
-        expect_epoch: Some(common.epoch.unwrap_or(status.epoch).into()),
-        reason: common.reason.clone().unwrap_or_default(),
+        expect_epoch: Some(common.terms.epoch.unwrap_or(status.epoch).into()),
+        reason: common.terms.words(),
         // Confirmed, or said with --yes: what it costs was shown.
-        accepts_waiting: verb == "reclone" && !common.dry_run,
+        accepts_waiting: verb == "reclone" && !common.terms.dry_run,
     }
 }
 
@@ -218,7 +211,7 @@ async fn carry_out(
     common: &Common,
     stops: bool,
 ) -> anyhow::Result<ExitCode> {
-    if common.dry_run {
+    if common.terms.dry_run {
         return dry_run(context, status, verb, names, common).await;
     }
     let waits = common.wait || names.len() > 1;

@@ -16,7 +16,7 @@ use understudy_proto::v1::admin_client::AdminClient;
 use understudy_types::Epoch;
 
 use crate::context::Context;
-use crate::operate::{self, CallError};
+use crate::operate::{self, CallError, OrderTerms};
 use crate::output::{self, Output};
 use crate::status;
 
@@ -46,15 +46,8 @@ pub(crate) struct SwitchoverArgs {
     /// How long clients may be shut out before it is undone, 1s to 300s.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_budget)]
     pause_budget: Duration,
-    /// Refuse in any other epoch than this; without it, in any other than the present one.
-    #[arg(long, value_name = "EPOCH")]
-    epoch: Option<Epoch>,
-    /// Only say what would happen and whether it is possible now: 0 yes, 3 no.
-    #[arg(long, conflicts_with = "wait")]
-    dry_run: bool,
-    /// Why, for the record.
-    #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
-    reason: Option<String>,
+    #[command(flatten)]
+    terms: OrderTerms,
     /// Return only when it has ended: 0 done, 1 failed, 5 still running after --timeout.
     #[arg(long)]
     wait: bool,
@@ -83,7 +76,7 @@ pub(crate) async fn run(context: &Context, args: &SwitchoverArgs) -> anyhow::Res
     if args.cancel {
         return cancel(context, args).await;
     }
-    let epoch = match (args.epoch, &args.from) {
+    let epoch = match (args.terms.epoch, &args.from) {
         (Some(epoch), None) => epoch,
         (epoch, from) => {
             let status = status::fetch(context).await?;
@@ -94,11 +87,11 @@ pub(crate) async fn run(context: &Context, args: &SwitchoverArgs) -> anyhow::Res
     let request = v1::SwitchoverRequest {
         to: args.to.clone().unwrap_or_default(),
         expect_epoch: Some(epoch.into()),
-        reason: args.reason.clone().unwrap_or_default(),
+        reason: args.terms.words(),
         pause_budget_ms: u64::try_from(args.pause_budget.as_millis()).unwrap_or(u64::MAX),
         scheduled_unix_us: args.scheduled,
     };
-    if args.dry_run {
+    if args.terms.dry_run {
         return dry_run(context, request, args.output).await;
     }
     let order = async |mut client: AdminClient<Channel>| client.switchover(request.clone()).await;
@@ -134,7 +127,7 @@ fn check_from(status: &ClusterStatus, from: Option<&str>) -> Result<(), CallErro
 }
 
 async fn cancel(context: &Context, args: &SwitchoverArgs) -> anyhow::Result<ExitCode> {
-    let reason = args.reason.clone().unwrap_or_default();
+    let reason = args.terms.words();
     let request = v1::CancelSwitchoverRequest { reason };
     let order =
         async |mut client: AdminClient<Channel>| client.cancel_switchover(request.clone()).await;

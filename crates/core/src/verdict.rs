@@ -283,13 +283,12 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
                 || state.holder.as_ref().is_some_and(|holder| holder.released.is_some());
             let choice = choose_by(evidence, if lost { Rule::Promotion } else { Rule::Outlook });
             let outlook = !lost && state.handover().is_none();
-            let short = voters_short(evidence).filter(|_| outlook);
             match choice {
                 _ if state.pause.is_some() && !state.is_ordered() => no(Reason::Paused),
                 Err(Reason::NoPassive) if state.recovery.is_some() => no(Reason::SoleSurvivor),
                 Ok(_) if outlook && !state.can_elect_without_holder() => no(Reason::NoVotes),
                 Err(reason) => no(reason),
-                Ok(_) if let Some((heard, needed)) = short => {
+                Ok(_) if outlook && let Some((heard, needed)) = voters_short(evidence) => {
                     no(Reason::TooFewVoters { heard, needed })
                 }
                 Ok(found) => {

@@ -33,6 +33,9 @@ pub struct ServerFitness {
     pub settings: BTreeMap<String, String>,
     /// Parameters whose new value waits for a restart.
     pub pending_restart: Vec<String>,
+    /// What the node's file sets and ALTER SYSTEM sets too, so that the file does not count; as
+    /// `name (value)`.
+    pub overridden: Vec<String>,
     /// Libraries that functions in the databases need and that are not installed.
     pub missing_libraries: Vec<String>,
     /// Extensions in the databases whose files are not installed, as `name version`.
@@ -64,6 +67,12 @@ SELECT name,
   pending_restart AND source <> 'command line' AS pending_restart
 FROM pg_settings
 WHERE source NOT IN ('client', 'session') AND name NOT LIKE '%.%' ORDER BY name";
+
+const OVERRIDDEN: &str = "\
+SELECT DISTINCT s.name || ' (' || current_setting(s.name) || ')' AS words
+FROM pg_file_settings f JOIN pg_settings s USING (name)
+WHERE f.sourcefile LIKE '%/understudy.conf' AND s.sourcefile LIKE '%/postgresql.auto.conf'
+ORDER BY words";
 
 const ONCE: &str = "\
 SELECT pg_is_in_recovery() AS in_recovery, current_setting('server_version_num')::int AS version,
@@ -150,6 +159,10 @@ impl Server {
                 fitness.pending_restart.push(name.clone());
             }
             fitness.settings.insert(name, get(&row, "value")?);
+        }
+        let question = sqlx::query(OVERRIDDEN).fetch_all(&mut *session);
+        for row in connection::within("what ALTER SYSTEM has set", PATIENCE, question).await? {
+            fitness.overridden.push(get(&row, "words")?);
         }
         let ours = self.hba_block_lines()?;
         let question = sqlx::query(HBA).fetch_all(&mut *session);

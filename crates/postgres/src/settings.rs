@@ -196,6 +196,16 @@ fn fixed(settings: &Settings) -> Vec<(&'static str, String)> {
     ours("cluster_name", &settings.node_name);
     ours("wal_retrieve_retry_interval", "250ms");
     ours("recovery_target_timeline", "latest");
+    // Left over from a restore to a point in time, any of them would end a standby's replay there.
+    for target in [
+        "recovery_target",
+        "recovery_target_lsn",
+        "recovery_target_name",
+        "recovery_target_time",
+        "recovery_target_xid",
+    ] {
+        ours(target, "");
+    }
     // A rewind or base backup brings the source's postgresql.auto.conf along.
     ours("primary_slot_name", "");
     line

@@ -47,11 +47,21 @@ async fn a_new_cluster_starts_gated_lets_nobody_in_and_cannot_be_ungated() {
 
     a.psql("ALTER SYSTEM SET synchronous_standby_names = ''");
     a.psql("ALTER SYSTEM SET synchronous_commit = 'off'");
+    a.psql("ALTER SYSTEM SET recovery_target = 'immediate'");
     a.psql("ALTER SYSTEM SET work_mem = '5MB'");
     a.psql("SELECT pg_reload_conf()");
     until("the configuration is read again", async || a.psql("SHOW work_mem") == "5MB").await;
     assert_eq!(a.psql("SHOW synchronous_standby_names"), "\"gate_7f3a\"");
     assert_eq!(probe.probe().await.unwrap().synchronous_standby_names, "\"gate_7f3a\"");
+
+    // The file's own settings lose against ALTER SYSTEM, and that is told; the command line's do not.
+    a.psql("ALTER SYSTEM SET wal_keep_size = '3GB'");
+    a.psql("SELECT pg_reload_conf()");
+    until("it is told", async || {
+        a.server.fitness().await.unwrap().overridden == ["wal_keep_size (3GB)"]
+    })
+    .await;
+    assert_eq!(a.psql("SHOW recovery_target"), "");
 
     let error = a.server.init_db().await.unwrap_err();
     assert!(error.to_string().contains("not empty"), "{error}");

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, watch};
 use understudy_postgres::ServerFitness;
 use understudy_proto::v1;
-use understudy_shipping::journal::Journal;
+use understudy_shipping::journal::{Journal, Room};
 
 use crate::clock::wall_unix_us;
 use crate::config::NodeConfig;
@@ -89,7 +90,8 @@ impl Describer {
         let (node, authority) = options.not_after;
         v1::Fitness {
             node: options.config.name.to_string(),
-            wall_unix_us: wall_unix_us(),
+            // Of each answer, not of the look.
+            wall_unix_us: 0,
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             heard: heard(&status),
             reached,
@@ -145,6 +147,7 @@ fn wire(fitness: ServerFitness) -> v1::PostgresFitness {
         in_recovery: fitness.in_recovery,
         settings: fitness.settings.into_iter().collect(),
         pending_restart: fitness.pending_restart,
+        overridden: fitness.overridden,
         missing_libraries: fitness.missing_libraries,
         missing_extensions: fitness.missing_extensions,
         changed_collations: fitness.changed_collations,
@@ -194,12 +197,14 @@ fn disks(config: &NodeConfig) -> Vec<v1::FitnessDisk> {
     let both = [("data-directory", data), ("node-directory", Some(config.data_dir.as_path()))];
     let mut seen = BTreeSet::new();
     let looked = both.into_iter().filter_map(|(what, dir)| {
-        let disk = rustix::fs::statvfs(dir?).ok()?;
-        // What an unprivileged user may still write there, and how much there is; of one disk once.
-        seen.insert(disk.f_fsid).then(|| v1::FitnessDisk {
+        let dir = dir?;
+        let room = Room::of(dir).ok()?;
+        // Of one file system once.
+        let file_system = std::fs::metadata(dir).ok()?.dev();
+        seen.insert(file_system).then(|| v1::FitnessDisk {
             what: what.to_owned(),
-            free_bytes: disk.f_bavail * disk.f_frsize,
-            total_bytes: disk.f_blocks * disk.f_frsize,
+            free_bytes: room.free_bytes,
+            total_bytes: room.total_bytes,
         })
     });
     looked.collect()

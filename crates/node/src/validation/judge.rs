@@ -240,18 +240,14 @@ fn answer(evidence: &Evidence<'_>, node: &NodeStatus, found: &mut Findings) {
 
 fn heard(fitness: &v1::Fitness, found: &mut Findings) {
     for member in &fitness.heard {
-        let since = member.seconds_ago.filter(|seconds| *seconds <= SILENCE_MAX_SECONDS);
-        if since.is_none() {
-            let for_long =
-                member.seconds_ago.map_or("ever".to_owned(), |s| format!("for {s:.0} s"));
-            let words = match member.seconds_ago {
-                Some(_) => format!("it has not heard {} {for_long}", member.node),
-                None => format!("it has never heard {}", member.node),
-            };
-            let remedy = "mend the line between the two; every node has to reach every other one on its \
-                          gRPC port";
-            found.add(Severity::Risk, "not-heard", Some(&fitness.node), words, remedy);
-        }
+        let words = match member.seconds_ago {
+            Some(seconds) if seconds <= SILENCE_MAX_SECONDS => continue,
+            Some(seconds) => format!("it has not heard {} for {seconds:.0} s", member.node),
+            None => format!("it has never heard {}", member.node),
+        };
+        let remedy = "mend the line between the two; every node has to reach every other one on its \
+                      gRPC port";
+        found.add(Severity::Risk, "not-heard", Some(&fitness.node), words, remedy);
     }
 }
 
@@ -364,6 +360,10 @@ fn server(node: &str, postgres: &v1::PostgresFitness, found: &mut Findings) {
     let remedy =
         "restart PostgreSQL there when it suits; a failover restarts nothing at the new active";
     list(risk, "restart-pending", &postgres.pending_restart, what, remedy);
+    let what = "set by ALTER SYSTEM, which counts instead of what node.toml and the node say";
+    let remedy = "ALTER SYSTEM RESET there, and the wanted value below [postgres.parameters] of node.toml; \
+                  without the node's own limits WAL that is kept for somebody can fill the disk";
+    list(risk, "setting-overridden", &postgres.overridden, what, remedy);
     if let Some(segment) = &postgres.archive_failing {
         let words =
             format!("archive_command fails, at {segment}: PostgreSQL keeps all WAL since then");

@@ -206,6 +206,9 @@ const CAUSES: &[(Severity, &str, Option<&str>, Cause)] = &[
     (Severity::Risk, "restart-pending", Some("north"), |w| {
         w.server("north").pending_restart.push("max_connections".to_owned());
     }),
+    (Severity::Risk, "setting-overridden", Some("north"), |w| {
+        w.server("north").overridden.push("max_slot_wal_keep_size (-1)".to_owned());
+    }),
     (Severity::Risk, "archive-fails", Some("north"), |w| {
         w.server("north").archive_failing = Some("000000010000000000000003".to_owned());
     }),

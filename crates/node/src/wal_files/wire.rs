@@ -1,20 +1,18 @@
 //! The messages of the service, to and from what `shipping` speaks.
 
-use std::path::Path;
-
 use understudy_proto::v1;
 use understudy_proto::v1::verify_wal_response::Step as Wire;
-use understudy_shipping::journal::JournalError;
 use understudy_shipping::journal::inspect::{
     Ended, Finding, Place, PlaceKind, Step, VerifyOptions, WalFile,
 };
+use understudy_shipping::journal::{JournalError, Room};
 use understudy_types::{Lsn, Timeline};
 
 use super::RATE_DEFAULT;
 
 pub(super) fn place(place: &Place) -> Result<v1::WalPlace, JournalError> {
     let coverage = place.survey()?.coverage(place);
-    let (free_bytes, disk_bytes) = disk(&place.dir).unzip();
+    let room = Room::of(&place.dir).ok();
     let range = |range: &understudy_shipping::journal::inspect::Range| v1::WalRange {
         timeline: range.timeline.get(),
         from_lsn: range.from_lsn.0,
@@ -35,15 +33,9 @@ pub(super) fn place(place: &Place) -> Result<v1::WalPlace, JournalError> {
         durable_lsn: place.end_lsn().map(|lsn| lsn.0),
         ranges: coverage.ranges.iter().map(range).collect(),
         gaps: coverage.gaps.iter().map(gap).collect(),
-        free_bytes,
-        disk_bytes,
+        free_bytes: room.map(|room| room.free_bytes),
+        disk_bytes: room.map(|room| room.total_bytes),
     })
-}
-
-/// What an unprivileged user may still write there, and how much there is.
-fn disk(dir: &Path) -> Option<(u64, u64)> {
-    let disk = rustix::fs::statvfs(dir).ok()?;
-    Some((disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize))
 }
 
 pub(super) fn file(file: &WalFile) -> v1::WalFile {
