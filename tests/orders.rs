@@ -10,6 +10,7 @@ mod support;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use support::compare::wait_for_replay;
 use support::lab::{BOUNDED, DATA, Lab, ZERO, node_in};
 use support::load::Load;
 
@@ -202,4 +203,27 @@ fn a_scheduled_switchover_happens_at_its_time_and_not_once_it_is_cancelled() {
     let ended = lab.operator(&["operation", &id, "--output=json"]);
     let ended: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(ended["operation"]["outcome"], "done", "{ended:#}");
+}
+
+#[test]
+fn a_standby_gets_what_its_primary_has_of_a_parameter_and_takes_over_with_it() {
+    let mut lab = Lab::founded(ZERO);
+    let [first, second] = DATA;
+    lab.sql(first, "postgres", "ALTER SYSTEM SET max_locks_per_transaction = 128");
+    // It comes into force with the next start, and into the WAL when the node is active again: a standby
+    // with less pauses its replay, and ends when it is promoted.
+    for to in [second, first] {
+        lab.operator(&["switchover", "--to", to, "--reason", "test", "--wait"]).good();
+        lab.wait("protection under the new active", |lab| lab.protected_under(to));
+    }
+    lab.sql(first, "postgres", "CREATE TABLE later AS SELECT 1 AS n");
+    let show = "SHOW max_locks_per_transaction";
+    lab.wait("the standby to have as much", |lab| {
+        lab.try_sql(second, "postgres", show).is_ok_and(|value| value == "128")
+    });
+    lab.wait("protection", |lab| lab.protected_under(first));
+    wait_for_replay(&lab, first, second);
+    lab.kill_site(first);
+    lab.wait("the standby to take over", |lab| lab.writable_at(second));
+    assert_eq!(lab.sql(second, "postgres", "SELECT n FROM later"), "1");
 }

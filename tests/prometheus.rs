@@ -6,12 +6,15 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs::{File, Permissions};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use support::compare::finish_segment;
 use support::lab::{DATA, HTTP_PORT, Lab, NODES, WITNESS, ZERO};
 use support::processes::Background;
 use support::{PATIENCE, wait_for};
@@ -174,6 +177,102 @@ fn prometheus_scrapes_every_node_and_its_alerts_follow_what_happens() {
     for alert in ["UnderstudyDaemonDown", "UnderstudyNoMajority", "UnderstudyNoActive"] {
         prometheus.wait_for_calm(alert);
     }
+}
+
+/// A hook at that node that fails whatever it is told.
+fn with_a_failing_hook(lab: &mut Lab, name: &str) {
+    let script = lab.root().join("fails");
+    std::fs::write(&script, "#!/bin/sh\ncat > /dev/null\nexit 3\n").unwrap();
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    lab.edit_config(name, |config| {
+        let mut hook = toml::Table::new();
+        hook.insert("on".to_owned(), vec!["active-change"].into());
+        hook.insert("command".to_owned(), vec![script.to_str().unwrap()].into());
+        config.insert("hooks".to_owned(), vec![toml::Value::Table(hook)].into());
+    });
+}
+
+#[test]
+fn what_is_done_to_a_cluster_and_what_spoils_it_fires_its_alerts() {
+    let mut lab = Lab::prepared(ZERO);
+    let [first, second] = DATA;
+    with_a_failing_hook(&mut lab, first);
+    for name in NODES {
+        lab.start(name);
+    }
+    lab.wait("a protected cluster", |lab| lab.protected_under(first));
+    let mut prometheus = Prometheus::start(&lab);
+    wait_for("three targets that are up", || {
+        (prometheus.query("up")? == ["1", "1", "1"]).then_some(())
+    });
+
+    // A library that is installed nowhere, and a setting of the node's that is another one: the nodes look by
+    // and by.
+    lab.sql(first, "postgres", "CREATE FUNCTION gone() RETURNS int LANGUAGE sql AS 'SELECT 1'");
+    let library = "UPDATE pg_proc SET probin = '$libdir/understudy_gone' WHERE proname = 'gone'";
+    lab.sql(first, "postgres", library);
+    lab.sql(first, "postgres", "ALTER SYSTEM SET wal_keep_size = '2GB'");
+    lab.sql(first, "postgres", "SELECT pg_reload_conf()");
+
+    // A parameter that PostgreSQL does not take.
+    lab.edit_config(second, |config| {
+        let postgres = config["postgres"].as_table_mut().unwrap();
+        let parameters = postgres.entry("parameters").or_insert(toml::Table::new().into());
+        parameters.as_table_mut().unwrap().insert("work_mem".to_owned(), "much".into());
+    });
+    let reload = lab.operator(&["reload", second, "--reason", "test", "--wait"]);
+    assert_eq!(reload.status.code(), Some(1), "{reload:?}");
+    prometheus.wait_for_alert("UnderstudyOperationFailed");
+    lab.edit_config(second, |config| {
+        config["postgres"]["parameters"].as_table_mut().unwrap().remove("work_mem");
+    });
+
+    // A byte of WAL that has turned at rest.
+    finish_segment(&lab, first);
+    let finished = finish_segment(&lab, first);
+    let segment = lab.journal_dir(second).join("00000001").join(&finished);
+    wait_for("the segment at the other site", || segment.exists().then_some(()));
+    let file = File::options().read(true).write(true).open(&segment).unwrap();
+    // In its first record, behind the file's header of 40 bytes.
+    let (mut byte, at) = ([0], 64);
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    let verified = lab.operator(&["wal", "verify", "--node", second, "--rate", "1GiB"]);
+    assert_eq!(verified.status.code(), Some(1), "{verified:?}");
+    prometheus.wait_for_alert("UnderstudyWalFindings");
+    file.write_all_at(&byte, at).unwrap();
+    lab.operator(&["wal", "verify", "--node", second, "--rate", "1GiB"]).good();
+    prometheus.wait_for_calm("UnderstudyWalFindings");
+
+    for to in [second, first, second] {
+        let epoch = "cluster:understudy_cluster_epoch:max";
+        let before = prometheus.query(epoch).unwrap();
+        lab.operator(&["switchover", "--to", to, "--reason", "test", "--wait"]).good();
+        lab.wait("protection under the new active", |lab| lab.protected_under(to));
+        // Each has to be seen, or two count as one change.
+        wait_for("the epoch to be seen", || (prometheus.query(epoch)? != before).then_some(()));
+    }
+    prometheus.wait_for_alert("UnderstudyFlapping");
+    prometheus.wait_for_alert("UnderstudyHookFails");
+
+    for _ in 0..3 {
+        lab.kill_node(WITNESS);
+        prometheus.wait_for_alert("UnderstudyDaemonDown");
+        lab.start(WITNESS);
+        prometheus.wait_for_calm("UnderstudyDaemonDown");
+    }
+    prometheus.wait_for_alert("UnderstudyDaemonRestarts");
+
+    prometheus.wait_for_alert("UnderstudyValidationBlocks");
+    prometheus.wait_for_alert("UnderstudyValidationRisks");
+    lab.kill_site(first);
+    prometheus.wait_for_alert("UnderstudyPassiveDetached");
+    prometheus.wait_for_alert("UnderstudyFailoverNotReady");
+    // A turn that has to wait for the passive.
+    for mode in ["bounded", "zero"] {
+        lab.person("administrator", &["rpo", "set", mode, "--reason", "test"]).good();
+    }
+    prometheus.wait_for_alert("UnderstudyOperationStuck");
 }
 
 #[test]

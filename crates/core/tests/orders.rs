@@ -284,3 +284,21 @@ fn an_order_that_a_failover_keeps_from_beginning_is_not_proposed_at_all() {
     let begun = world.log.iter().filter(|(command, _, _)| command.kind() == "begin-node-order");
     assert_eq!(begun.count(), 0);
 }
+
+#[test]
+fn a_standby_that_lacks_of_a_parameter_is_started_again_and_can_take_over() {
+    for dies in [false, true] {
+        let mut world = World::protected(DurabilityMode::Zero);
+        world.machines.get_mut(&SOUTH).unwrap().short = true;
+        if dies {
+            world.kill(NORTH, true);
+            world.run_until("south serves", |w| w.serving() == [SOUTH]);
+        } else {
+            let before = world.acknowledged;
+            world.run_until("protected", |w| w.machines[&SOUTH].stops == 1 && w.is_protected());
+            world.run_for(Duration::from_secs(1));
+            assert!(world.acknowledged > before && world.serving() == [NORTH]);
+        }
+        assert_eq!(world.machines[&SOUTH].stops, 1);
+    }
+}

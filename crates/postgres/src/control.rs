@@ -82,6 +82,9 @@ pub struct ControlData {
     pub checksums: bool,
     /// Hint bits are logged, so that the cluster can be rewound without checksums.
     pub wal_log_hints: bool,
+    /// What a standby needs at least, as the last primary wrote WAL with it; in the order of
+    /// [`STANDBY_PARAMETERS`](crate::STANDBY_PARAMETERS).
+    pub standby_parameters: [u64; 5],
     /// `standby.signal` lies in the data directory.
     pub standby_signal: bool,
 }
@@ -124,6 +127,13 @@ pub(crate) fn parse(output: &str, standby_signal: bool) -> Result<ControlData> {
         segment_size: segment_size.ok_or_else(|| bad(segment, text(segment).ok()))?,
         checksums: number("Data page checksum version")? != 0,
         wal_log_hints: text("wal_log_hints setting")? == "on",
+        standby_parameters: [
+            number("max_connections setting")?,
+            number("max_worker_processes setting")?,
+            number("max_wal_senders setting")?,
+            number("max_prepared_xacts setting")?,
+            number("max_locks_per_xact setting")?,
+        ],
         standby_signal,
     })
 }

@@ -6,7 +6,7 @@
 //! calls that change something must not overlap (their one owner is the daemon's executor).
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -22,9 +22,10 @@ use tokio::process::{Child, Command};
 use crate::access::{self, HbaMode};
 use crate::binaries::Binaries;
 use crate::connection;
-use crate::control::{self, ControlState, DataDirectory};
+use crate::control::{self, ControlData, ControlState, DataDirectory};
 use crate::error::{Error, IoContext, Result};
 use crate::os::{self, OsUser};
+use crate::parameters::{STANDBY_PARAMETERS, ServerParameter};
 use crate::process::{self, Running};
 use crate::roles;
 use crate::settings::{GateName, Settings, StartMode, command_line};
@@ -431,7 +432,7 @@ impl Server {
         patience: Duration,
     ) -> Result<Running> {
         self.must_be_stopped("start PostgreSQL")?;
-        self.must_be_startable().await?;
+        let control = self.must_be_startable().await?;
         let user = &self.settings().os_user;
         os::make_dir(&self.settings().socket_dir, 0o755, user)?;
         os::make_dir(os::parent(&self.settings().log_file), 0o750, user)?;
@@ -441,11 +442,12 @@ impl Server {
         let outcome = match mode {
             StartMode::Standby { .. } => {
                 self.put_standby_signal()?;
-                self.launch(mode, gate, patience).await
+                let raised = self.raised_for(&control, mode, gate).await?;
+                self.launch(mode, gate, &raised, patience).await
             }
             StartMode::Primary => {
                 self.remove_standby_signal()?;
-                let outcome = self.launch(mode, gate, patience).await;
+                let outcome = self.launch(mode, gate, &[], patience).await;
                 self.put_standby_signal()?;
                 outcome
             }
@@ -454,31 +456,88 @@ impl Server {
         self.running()?.ok_or(Error::NotRunning { action: "take up the started server" })
     }
 
-    async fn must_be_startable(&self) -> Result<()> {
-        match self.inspect().await? {
-            DataDirectory::Cluster(_) => {}
+    async fn must_be_startable(&self) -> Result<Box<ControlData>> {
+        let control = match self.inspect().await? {
+            DataDirectory::Cluster(control) => control,
             other => return Err(self.unusable(format!("not a whole cluster: {other:?}"))),
-        }
+        };
         if !self.data_dir().join("postgresql.conf").is_file() {
             return Err(self.unusable(
                 "no postgresql.conf in it; move the configuration there (Debian keeps it in /etc)"
                     .to_owned(),
             ));
         }
-        Ok(())
+        Ok(control)
+    }
+
+    /// What the standby would be started with too little of for the WAL that it has to replay: PostgreSQL
+    /// would not start, or pause replay, or end at its promotion. It gets what its primary had.
+    async fn raised_for(
+        &self,
+        control: &ControlData,
+        mode: &StartMode,
+        gate: &GateName,
+    ) -> Result<Vec<(String, String)>> {
+        let mut raised = Vec::new();
+        for (name, needed) in STANDBY_PARAMETERS.into_iter().zip(control.standby_parameters) {
+            let mut arguments = self.arguments(mode, gate, &[]);
+            arguments.extend(["-C".into(), name.into()]);
+            let said = self.run_tool("postgres", arguments, "").await?;
+            let configured: u64 = said.trim().parse().map_err(|_| Error::Output {
+                program: "postgres -C".to_owned(),
+                reason: format!("{name:?} is {said:?}"),
+            })?;
+            if configured < needed {
+                tracing::warn!(name, configured, needed, "a standby must not have less: raised");
+                raised.push((name.to_owned(), needed.to_string()));
+            }
+        }
+        Ok(raised)
+    }
+
+    /// The postmaster's arguments; what is `raised` comes last and counts.
+    fn arguments(
+        &self,
+        mode: &StartMode,
+        gate: &GateName,
+        raised: &[(String, String)],
+    ) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> =
+            vec!["-D".into(), self.data_dir().into(), "-c".into(), self.config_file_argument()];
+        let ours = command_line(self.settings(), &self.parameters(), mode, gate);
+        for (name, value) in ours.iter().chain(raised) {
+            arguments.extend(["-c".into(), format!("{name}={value}").into()]);
+        }
+        arguments
+    }
+
+    /// Of which parameters the standby that runs has less than it needs for the WAL that it replays.
+    ///
+    /// # Errors
+    /// When the data directory cannot be looked at.
+    pub async fn short_of(&self, running: &[ServerParameter]) -> Result<Vec<&'static str>> {
+        let DataDirectory::Cluster(control) = self.inspect().await? else { return Ok(Vec::new()) };
+        let needed = STANDBY_PARAMETERS.into_iter().zip(control.standby_parameters);
+        let has = |name: &str| running.iter().find(|parameter| parameter.name == name);
+        let short = needed.filter(|(name, needed)| {
+            has(name).is_some_and(|p| p.running.parse::<u64>().is_ok_and(|has| has < *needed))
+        });
+        Ok(short.map(|(name, _)| name).collect())
     }
 
     /// Launches the postmaster and waits for it.
-    async fn launch(&self, mode: &StartMode, gate: &GateName, patience: Duration) -> Result<()> {
+    async fn launch(
+        &self,
+        mode: &StartMode,
+        gate: &GateName,
+        raised: &[(String, String)],
+        patience: Duration,
+    ) -> Result<()> {
         let log = os::open_log(&self.settings().log_file, &self.settings().os_user)?;
         let log_offset = log.metadata().during("look at", &self.settings().log_file)?.len();
         let errors = log.try_clone().during("share", &self.settings().log_file)?;
         let mut command = self.command("postgres");
-        command.arg("-D").arg(self.data_dir());
-        command.arg("-c").arg(self.config_file_argument());
-        for (name, value) in command_line(self.settings(), &self.parameters(), mode, gate) {
-            command.arg("-c").arg(format!("{name}={value}"));
-        }
+        command.args(self.arguments(mode, gate, raised));
         command.stdout(log).stderr(errors).kill_on_drop(false);
         in_own_session(&mut command);
         let program = self.inner.binaries.program("postgres");

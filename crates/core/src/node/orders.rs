@@ -16,7 +16,7 @@ use super::{Completion, Core, Role, Slot, Task, TaskFailure, TaskId};
 use crate::state::{Command, NodeOrder, NodeVerb, Rejection, SCHEDULE_TOLERANCE};
 
 /// How long the fast stop for a restart may take; after that the server is ended the hard way.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// A node that is not heard for this long does not carry anything out that could be waited for.
 const NODE_SILENT: Duration = Duration::from_secs(15);
 /// A node that can be heard and does not begin is not in a state to.

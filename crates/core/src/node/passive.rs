@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use understudy_types::{Admission, BootInstant, Epoch, NodeId, PermitSerial, SeededBug};
 
+use super::orders::STOP_PATIENCE;
 use super::{
     Action, Completion, Core, DataView, FollowEnd, PostgresFacts, PostgresView, Role, Task,
     TaskFailure,
@@ -90,7 +91,9 @@ impl Core {
 
     /// A standby runs here, on complete data, and its journal follows the present lineage.
     pub(super) fn promotable(&self, stage: &PassiveStage) -> bool {
-        let standby = self.postgres_facts().is_some_and(|f| f.in_recovery == Some(true));
+        let standby = self
+            .postgres_facts()
+            .is_some_and(|facts| facts.in_recovery == Some(true) && !facts.short_of_parameters);
         matches!(stage.step, Step::Following) && standby && self.local.journal.is_some()
     }
 
@@ -169,8 +172,13 @@ impl Core {
     }
 
     fn keep_following(&mut self, idle: bool) {
+        // Whoever is active, or nobody: before it is started with more, it cannot be promoted.
+        let short = self.postgres_facts().is_some_and(|facts| facts.short_of_parameters);
         if !self.state.is_held() {
             self.unfollow();
+            if idle && short {
+                self.restart_for_parameters();
+            }
             return;
         }
         let Some(holder) = self.state.active() else { return };
@@ -216,16 +224,26 @@ impl Core {
             self.fence_passive();
             return;
         }
-        if idle {
-            self.follow(holder);
+        if !idle {
+            return;
         }
+        let now = (self.state.epoch, holder);
+        let following = self.passive().following == Some(now);
+        match (following, short) {
+            (false, _) => self.follow(holder),
+            (true, true) => self.restart_for_parameters(),
+            (true, false) => {}
+        }
+    }
+
+    /// Its journal goes on.
+    fn restart_for_parameters(&mut self) {
+        self.trouble = Some("the standby needs what its primary has of a parameter".to_owned());
+        self.run(Task::RestartStandby { within: STOP_PATIENCE });
     }
 
     fn follow(&mut self, holder: NodeId) {
         let epoch = self.state.epoch;
-        if self.passive().following == Some((epoch, holder)) {
-            return;
-        }
         let Some(current) = self.state.current().cloned() else { return };
         self.permit_serial = PermitSerial(self.permit_serial.0 + 1);
         let admission = Admission {

@@ -72,6 +72,10 @@ pub struct PostgresFacts {
     /// Somebody else started it: it has no gate's name on its command line.
     #[serde(default)]
     pub not_ours: bool,
+    /// Its replay has stopped: it was started with less of a parameter than its primary writes WAL with. Only
+    /// another start helps, and it could not be promoted before.
+    #[serde(default)]
+    pub short_of_parameters: bool,
 }
 
 /// The journal.

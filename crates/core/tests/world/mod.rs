@@ -63,6 +63,8 @@ pub(crate) struct Machine {
     pub(crate) stops: u32,
     pub(crate) reloads: u32,
     pub(crate) clones: u32,
+    /// Its standby has less of a parameter than its primary, until it is started again.
+    pub(crate) short: bool,
 }
 
 impl Machine {
@@ -91,6 +93,7 @@ impl Machine {
             stops: 0,
             reloads: 0,
             clones: 0,
+            short: false,
         }
     }
 
@@ -107,6 +110,7 @@ impl Machine {
                 timeline: Some(timeline),
                 flush_lsn: (!in_recovery).then_some(self.end),
                 replay_lsn: in_recovery.then_some(self.end),
+                short_of_parameters: in_recovery && self.short,
                 ..PostgresFacts::default()
             })
         };
@@ -576,6 +580,7 @@ impl Machine {
             Task::RestartStandby { .. } => {
                 let Server::Standby(_) = self.server else { panic!("no standby runs here") };
                 self.stops += 1;
+                self.short = false;
                 Completion::StandbyRestarted
             }
             Task::Reload => {

@@ -84,6 +84,7 @@ fn facts(said: Said) -> Facts {
         segment_size: SegmentSize::new(16 << 20).unwrap(),
         checksums: false,
         wal_log_hints: false,
+        standby_parameters: [100, 8, 10, 0, 64],
         standby_signal: false,
     };
     let running = Running {

@@ -96,7 +96,7 @@ fn everything_wrong_is_reported_at_once_with_field_value_and_remedy() {
         .replace("id = 3", "id = 2")
         .replace("127.0.1.2:7400", "127.0.1.1:7400")
         .replace("shared_buffers = \"64MB\"", "fsync = false")
-        + "[durability]\nrpo = \"15\"\nmode = \"none\"\n[log]\nlevel = \"x=y=z\"\n[trace]\nsize = \"1MB\"\n[wal]\nkeep = \"1\"\nmax = \"1MiB\"\n";
+        + "[durability]\nrpo = \"15\"\nmode = \"none\"\n[log]\nlevel = \"debgu\"\n[trace]\nsize = \"1MB\"\n[wal]\nkeep = \"1\"\nmax = \"1MiB\"\n";
     let errors = errors(&text);
     let expected = [
         "site = \"nord\": this node's entry in members says \"north\"",
@@ -105,7 +105,7 @@ fn everything_wrong_is_reported_at_once_with_field_value_and_remedy() {
         "postgres.parameters.fsync = false: remove it",
         "durability.rpo = \"15\": expected whole numbers with units",
         "durability.mode = \"none\": expected one of zero",
-        "log.level",
+        "log.level = \"debgu\": expected error, warn, info",
         "trace.size = \"1MB\": expected a whole number with KiB, MiB or GiB",
         "wal.keep = \"1\": expected a whole number with KiB, MiB or GiB",
         "wal.max = \"1MiB\": expected at least 256MiB, or \"auto\"",

@@ -21,6 +21,7 @@ use super::{
     AUTO, ConfigError, HttpConfig, HttpTls, LogConfig, LogFormat, Member, NodeConfig,
     PostgresConfig, TlsFiles, WalConfig, duration, hooks, parameters, size, split_host_port,
 };
+use crate::telemetry;
 
 /// The longest path of a Unix socket (`sun_path` of unix(7), less its terminator).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -628,9 +629,8 @@ fn log(found: &mut Findings, raw: &RawLog) -> LogConfig {
     let format = raw.format.as_deref().unwrap_or("text");
     let format = found.choice("log.format", format, &formats).unwrap_or_default();
     let level = raw.level.clone().unwrap_or_else(|| "info".to_owned());
-    if tracing_subscriber::EnvFilter::try_new(&level).is_err() || level.is_empty() {
-        let remedy = "expected error, warn, info, debug or trace, or directives of them";
-        found.error("log.level", quoted(&level), remedy);
+    if telemetry::check_filter(&level).is_err() {
+        found.error("log.level", quoted(&level), telemetry::FILTER_REMEDY);
     }
     LogConfig { format, level }
 }

@@ -279,6 +279,12 @@ fn durability(found: &mut Found<'_>, before: &ClusterStatus) {
         let word = |lifted: bool| if lifted { "lifted" } else { "protected" };
         let change = (word(before.durability_lifted), word(after.durability_lifted));
         let (severity, words) = match after.durability_lifted {
+            // Belongs to every change of the active, and is over in a moment as a rule; the change is told
+            // with its own severity.
+            true if after.epoch != before.epoch => {
+                let words = "commits wait for nobody until a passive follows the new active";
+                (Severity::Warning, words.to_owned())
+            }
             true => (Severity::Alert, "commits go on unprotected: nobody is waited for".to_owned()),
             false => (
                 Severity::Info,

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -52,7 +53,12 @@ impl Hands {
                 }
             }
         };
-        tracing::info!(?survey, "data directory surveyed");
+        let mut newest = self.inner.surveyed.lock().unwrap_or_else(PoisonError::into_inner);
+        if newest.as_ref() != Some(&survey) {
+            tracing::info!(?survey, "data directory surveyed");
+            *newest = Some(survey.clone());
+        }
+        drop(newest);
         Ok(Completion::Surveyed(survey))
     }
 

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, mpsc, watch};
 use understudy_core::node::{Completion, Event, Task, TaskFailure, TaskId};
+use understudy_core::rejoin::Survey;
 use understudy_core::retention::Need;
 use understudy_postgres::{DataDirectory, GuardianLink, Server};
 use understudy_shipping::journal::Journal;
@@ -123,6 +124,8 @@ struct Inner {
     task_serial: AtomicU64,
     /// The server that was taken as the holder: its process id and start.
     held: std::sync::Mutex<Option<(u32, u64)>>,
+    /// What the newest survey found; the same is not logged again while nobody is there to follow.
+    surveyed: std::sync::Mutex<Option<Survey>>,
 }
 
 impl Hands {
@@ -155,6 +158,7 @@ impl Hands {
                 observed: Arc::default(),
                 task_serial: AtomicU64::new(0),
                 held: std::sync::Mutex::default(),
+                surveyed: std::sync::Mutex::default(),
             }),
         };
         tokio::spawn(hands.clone().carry_out_orders(given));

@@ -1,14 +1,16 @@
 //! Looks at the own machine, regularly and after every task, and tells the core.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use understudy_core::node::{DataView, LocalView, PostgresFacts, PostgresView};
-use understudy_postgres::{DataDirectory, GateName, Observation, Probe, Running, ServerParameter};
+use understudy_postgres::{
+    DataDirectory, GateName, Observation, Probe, Running, Server, ServerParameter,
+};
 use understudy_types::BootInstant;
 
 use super::Hands;
@@ -35,6 +37,10 @@ struct Watcher {
     /// Nanoseconds since boot.
     door_answered_at: Arc<AtomicU64>,
     parameters: watch::Receiver<Vec<ServerParameter>>,
+    /// Replay is paused, as the regular look has seen.
+    paused: Arc<AtomicBool>,
+    /// It is because of a parameter.
+    short: Arc<AtomicBool>,
     tasks: [JoinHandle<()>; 3],
 }
 
@@ -58,10 +64,17 @@ impl Watcher {
         });
         let (asked, parameters) = watch::channel(Vec::new());
         let server = hands.server().clone();
+        let (paused, short) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (is_paused, is_short) = (paused.clone(), short.clone());
         let asking = tokio::spawn(async move {
             loop {
                 match server.server_parameters().await {
-                    Ok(found) => drop(asked.send_replace(found)),
+                    Ok(found) => {
+                        if is_paused.load(Ordering::Relaxed) {
+                            is_short.store(lacks(&server, &found).await, Ordering::Relaxed);
+                        }
+                        asked.send_replace(found);
+                    }
                     Err(error) => tracing::debug!(
                         error = super::chain(&error),
                         "the server does not tell its settings"
@@ -85,7 +98,7 @@ impl Watcher {
             }
             hands.wish_look();
         });
-        Watcher { door_answered_at, parameters, tasks: [knocking, asking, waiting] }
+        Watcher { door_answered_at, parameters, paused, short, tasks: [knocking, asking, waiting] }
     }
 
     /// Zero while the last attempt is not overdue.
@@ -184,6 +197,19 @@ impl Observer {
             Ok(seen) => {
                 self.answered_at = self.hands.options().clock.now();
                 self.facts = facts(&seen, self.hands.gate_backend_pid());
+                let paused = seen.in_recovery && seen.replay_paused;
+                // At once: who is short of a parameter must not be promoted.
+                if paused && !watcher.paused.swap(paused, Ordering::Relaxed) {
+                    let server = self.hands.server();
+                    let short = match server.server_parameters().await {
+                        Ok(running) => lacks(server, &running).await,
+                        Err(_) => false, // the background asks again
+                    };
+                    watcher.short.store(short, Ordering::Relaxed);
+                }
+                watcher.paused.store(paused, Ordering::Relaxed);
+                let short = paused && watcher.short.load(Ordering::Relaxed);
+                self.facts.short_of_parameters = short;
                 self.seen = Some(seen);
             }
             Err(error) => {
@@ -267,6 +293,29 @@ fn facts(seen: &Observation, own_gate: Option<u32>) -> PostgresFacts {
         foreign_server: false,
         foreign_gate: foreign,
         not_ours: false,
+        short_of_parameters: false,
+    }
+}
+
+/// Whether replay is paused for want of a parameter, not by a person.
+async fn lacks(server: &Server, running: &[ServerParameter]) -> bool {
+    match server.short_of(running).await {
+        Ok(names) => {
+            if !names.is_empty() {
+                tracing::warn!(
+                    ?names,
+                    "replay is paused: the primary has more of these parameters"
+                );
+            }
+            !names.is_empty()
+        }
+        Err(error) => {
+            tracing::warn!(
+                error = super::chain(&error),
+                "why replay is paused cannot be looked at"
+            );
+            false
+        }
     }
 }
 

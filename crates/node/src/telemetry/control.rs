@@ -13,6 +13,10 @@ use crate::clock::wall_unix_us;
 /// Longer ones are nobody's intention.
 const FILTER_BYTES_MAX: usize = 1024;
 
+/// What a filter may be.
+pub(crate) const FILTER_REMEDY: &str = "expected error, warn, info, debug, trace or off, or directives as \
+                                        \"info,understudy_shipping=debug\"";
+
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct LogControl {
@@ -124,8 +128,7 @@ pub fn check_filter(text: &str) -> Result<(), String> {
 /// A filter that says what its writer means: the library would take a misspelt level for the name of a
 /// module, and log nothing else.
 fn checked(text: &str) -> Result<EnvFilter, String> {
-    let remedy = "expected error, warn, info, debug, trace or off, or directives as \
-                  \"info,understudy_shipping=debug\"";
+    let remedy = FILTER_REMEDY;
     if text.is_empty() || text.len() > FILTER_BYTES_MAX {
         return Err(format!(
             "filter of {} bytes: {remedy}, in 1 to {FILTER_BYTES_MAX}",

@@ -11,8 +11,8 @@ use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
 use crate::config::{LogConfig, LogFormat};
 
-pub(crate) use control::LogControl;
 pub use control::check_filter;
+pub(crate) use control::{FILTER_REMEDY, LogControl};
 pub(crate) use lines::LogLines;
 pub(crate) use service::LogService;
 

@@ -206,6 +206,7 @@ impl World {
                 foreign_server: false,
                 door_silent_for: silent_for,
                 not_ours: false,
+                short_of_parameters: false,
             }),
             Some(_) | None => PostgresView::Stopped,
         };
