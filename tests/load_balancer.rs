@@ -6,106 +6,10 @@
 
 mod support;
 
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use support::lab::{DATA, Lab, WITNESS, ZERO};
-use support::postgres::tool;
-use support::processes::{Background, run};
+use support::balancer::{Balancer, READ_PORT, WRITE_PORT, at, longest_outage};
+use support::lab::{DATA, Lab, ZERO};
+use support::processes::Background;
 use support::{PATIENCE, wait_for};
-
-const WRITE_PORT: u16 = 5000;
-const READ_PORT: u16 = 5001;
-
-/// HAProxy at the witness's address; dropping it ends it.
-struct Balancer {
-    haproxy: Background,
-    host: String,
-}
-
-impl Balancer {
-    fn start(lab: &Lab, config: &str) -> Balancer {
-        let host = lab.address(WITNESS).to_owned();
-        let mut text = config.to_owned();
-        for (from, to) in [
-            ("192.0.2.11", lab.address(DATA[0]).to_owned()),
-            ("198.51.100.11", lab.address(DATA[1]).to_owned()),
-            ("bind *:", format!("bind {host}:")),
-        ] {
-            assert!(text.contains(from), "the configuration has no {from}");
-            text = text.replace(from, &to);
-        }
-        let text = text.replace("bind 127.0.0.1:", &format!("bind {host}:"));
-        let file: PathBuf = lab.root().join("haproxy.cfg");
-        std::fs::write(&file, text).unwrap();
-        let mut check = Command::new("haproxy");
-        run(check.arg("-c").arg("-f").arg(&file)).good();
-        let haproxy = Background::start(Command::new("haproxy").arg("-db").arg("-f").arg(&file));
-        Balancer { haproxy, host }
-    }
-
-    fn psql(&self, port: u16, sql: &str) -> Command {
-        let conninfo = format!(
-            "host={} port={port} user=app password=app dbname=postgres connect_timeout=2",
-            self.host
-        );
-        let mut psql = tool("psql");
-        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql, &conninfo]);
-        psql
-    }
-
-    fn ask(&self, port: u16, sql: &str) -> Option<String> {
-        let ended = run(&mut self.psql(port, sql));
-        ended.status.success().then(|| ended.stdout.trim_end().to_owned())
-    }
-
-    /// Which server takes writes.
-    fn writes_at(&self) -> Option<String> {
-        self.ask(WRITE_PORT, "INSERT INTO seen VALUES (now()); SELECT host(inet_server_addr())")
-    }
-}
-
-/// Ends the writer, also when the test fails meanwhile.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Writes through the load balancer, a session a write, until it is told to stop; the longest span
-/// between two that were confirmed.
-fn longest_outage(balancer: &Balancer, during: impl FnOnce()) -> Duration {
-    let stopped = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
-            let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
-            // One more is waited for at the end: the longest span may be the last one.
-            loop {
-                let ending = stopped.load(Ordering::Relaxed);
-                let confirmed = balancer.writes_at().is_some();
-                if confirmed {
-                    longest = longest.max(last.elapsed());
-                    last = Instant::now();
-                }
-                if ending && (confirmed || last.elapsed() > PATIENCE) {
-                    break longest;
-                }
-            }
-        });
-        let stop = Stop(&stopped);
-        during();
-        drop(stop);
-        writer.join().unwrap()
-    })
-}
-
-fn at(balancer: &Balancer, name: &str, lab: &Lab) -> Option<()> {
-    (balancer.writes_at()? == lab.address(name)).then_some(())
-}
 
 /// A cluster with an application's role and table, behind HAProxy.
 fn behind(config: &str) -> (Lab, Balancer) {

@@ -8,6 +8,7 @@
 // part of them.
 #![allow(clippy::unwrap_used, dead_code)]
 
+pub(crate) mod balancer;
 pub(crate) mod compare;
 pub(crate) mod lab;
 pub(crate) mod load;

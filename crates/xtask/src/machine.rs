@@ -85,6 +85,8 @@ fn install() -> Result<()> {
 /// Programs that the tests run beside PostgreSQL's, with the package that has them.
 const TOOLS: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
+    ("pgbouncer", "pgbouncer"),
+    ("ip", "iproute2"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("chromium", "chromium"),
@@ -93,7 +95,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("dpkg-shlibdeps", "dpkg-dev"),
 ];
 
-/// Finds what the tests put beside a cluster: a load balancer, a monitor, a browser; or installs it.
+/// Finds what the tests put beside a cluster: a load balancer, a pool, a monitor, a browser; or installs it.
 ///
 /// # Errors
 /// When one is missing and cannot be installed; the error says what to do by hand.
