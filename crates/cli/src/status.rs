@@ -3,6 +3,7 @@
 //! Of the nodes that answer, the first that hears a majority is believed; without one, the one that
 //! has applied most. What is unknown is printed as `-`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
@@ -151,7 +152,28 @@ fn write_head(text: &mut String, status: &ClusterStatus) -> std::fmt::Result {
         (Some(seconds), Some(bytes)) => format!("{}, {}", span(seconds), size(bytes)),
         _ => "unknown".to_owned(),
     };
-    writeln!(text, "exposure  {exposure}")
+    writeln!(text, "exposure  {exposure}")?;
+    match programs(status) {
+        Some(programs) => writeln!(text, "program   {programs}"),
+        None => Ok(()),
+    }
+}
+
+/// Which version of the program runs where; that they differ is a state to pass through, so it is said
+/// with the nodes' names. A node that was never heard has none.
+fn programs(status: &ClusterStatus) -> Option<String> {
+    let mut of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for node in &status.nodes {
+        if let Some(version) = &node.program_version {
+            of.entry(version).or_default().push(&node.name);
+        }
+    }
+    let at = |(version, nodes): (&&str, &Vec<&str>)| format!("{version} at {}", nodes.join(", "));
+    match of.len() {
+        0 => None,
+        1 => of.keys().next().map(|version| (*version).to_owned()),
+        _ => Some(format!("MIXED: {}", of.iter().map(at).collect::<Vec<_>>().join("; "))),
+    }
 }
 
 fn write_verdict(text: &mut String, status: &ClusterStatus, colours: bool) -> std::fmt::Result {
@@ -386,6 +408,20 @@ pub(crate) mod tests {
         assert!(line("operation 9 of 2023-11-14T22:13:20Z").contains("pause (upgrade) done"));
         assert!(line("answered by south").contains("hears a majority"));
         assert!(!text.contains('\x1b'), "coloured without being asked to");
+    }
+
+    #[test]
+    fn versions_that_differ_are_named_with_their_nodes() {
+        let mut status = sample();
+        assert!(!render(&status, false).contains("program"), "nobody said a version");
+        for node in &mut status.nodes {
+            node.program_version = Some("0.1.0".to_owned());
+        }
+        assert!(render(&status, false).contains("\nprogram   0.1.0\n"));
+        status.nodes[2].program_version = Some("0.2.0".to_owned());
+        let mixed = "\nprogram   MIXED: 0.1.0 at north, south; 0.2.0 at witness\n";
+        let text = render(&status, false);
+        assert!(text.contains(mixed), "{text}");
     }
 
     #[test]
