@@ -92,6 +92,11 @@ impl Background {
         self.0.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
+    /// Its number.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(self.0.as_ref().expect("only wait and drop take it"))
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let child = self.0.as_ref().expect("only wait and drop take it");
