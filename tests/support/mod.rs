@@ -12,6 +12,7 @@ pub(crate) mod balancer;
 pub(crate) mod compare;
 pub(crate) mod lab;
 pub(crate) mod load;
+pub(crate) mod machines;
 pub(crate) mod postgres;
 pub(crate) mod processes;
 

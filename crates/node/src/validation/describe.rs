@@ -19,6 +19,7 @@ use crate::config::NodeConfig;
 use crate::hands::{Hands, chain};
 use crate::http::HealthCheckers;
 use crate::observer::LocalSeen;
+use crate::own_report::program_version;
 use crate::status::ClusterStatus;
 
 /// How long another node's PostgreSQL may take to let a connection in.
@@ -92,7 +93,7 @@ impl Describer {
             node: options.config.name.to_string(),
             // Of each answer, not of the look.
             wall_unix_us: 0,
-            program_version: env!("CARGO_PKG_VERSION").to_owned(),
+            program_version: program_version().to_owned(),
             heard: heard(&status),
             reached,
             certificate_not_after_unix_us: unix_us(node),
