@@ -15,7 +15,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -174,10 +173,12 @@ fn prepare(
     identity: &TlsIdentity,
     options: &ChannelOptions,
 ) -> Result<(Endpoint, NodeConnector), TlsError> {
+    // What cannot be used is said now, and not at the first call.
+    identity.proof().client_config(expect)?;
     let connector = NodeConnector {
         address: Arc::from(address),
         expect: expect.clone(),
-        config: identity.client_config(expect)?,
+        identity: identity.clone(),
         connect_timeout: options.connect_timeout,
         tcp_user_timeout: options.tcp_user_timeout,
     };
@@ -212,7 +213,7 @@ struct ConnectFailed {
 struct NodeConnector {
     address: Arc<str>,
     expect: NodeName,
-    config: Arc<ClientConfig>,
+    identity: TlsIdentity,
     connect_timeout: Duration,
     tcp_user_timeout: Duration,
 }
@@ -223,7 +224,9 @@ impl NodeConnector {
             let tcp = connect_tcp(&self.address).await?;
             configure_tcp(&tcp, self.tcp_user_timeout)?;
             let name = ServerName::try_from("understudy").expect("a valid name, sent to nobody");
-            TlsConnector::from(self.config.clone()).connect(name, tcp).await
+            let config = self.identity.proof().client_config(&self.expect);
+            let config = config.map_err(io::Error::other)?;
+            TlsConnector::from(config).connect(name, tcp).await
         };
         let reason = match tokio::time::timeout(self.connect_timeout, attempt).await {
             Ok(Ok(stream)) => return Ok(TokioIo::new(stream)),

@@ -198,12 +198,8 @@ pub(crate) fn single_uri(der: &[u8]) -> Result<(String, SystemTime), IdentityErr
     Ok(((*uri).to_owned(), end_of(&certificate)))
 }
 
-/// When any certificate in DER expires; `None` when it cannot be read.
-pub(crate) fn not_after(der: &[u8]) -> Option<SystemTime> {
-    X509Certificate::from_der(der).ok().map(|(_, certificate)| end_of(&certificate))
-}
-
-fn end_of(certificate: &X509Certificate<'_>) -> SystemTime {
+/// When a certificate expires.
+pub(crate) fn end_of(certificate: &X509Certificate<'_>) -> SystemTime {
     let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }

@@ -10,6 +10,7 @@ mod auth;
 mod authority;
 mod channel;
 mod door;
+mod facts;
 mod files;
 mod identity;
 mod listener;
@@ -22,6 +23,7 @@ pub use auth::{peer, require_any_node, require_node, require_node_or_role, requi
 pub use authority::{Authority, AuthorityError, IssuedCertificate};
 pub use channel::{ChannelOptions, ConnectError, Dialer, connect, connect_now, dialer};
 pub use door::{Door, DoorLayer, DoorService, IncarnationDoor, refused_by_newer};
+pub use facts::CertificateFacts;
 pub use files::{FileError, create_private_dir, read_private_file, write_new_file};
 pub use identity::{Identity, IdentityError, ParseRoleError, PeerCertificate, Role};
 pub use listener::{Incoming, ListenError, ListenOptions, Listener, PeerStream, server};

@@ -83,7 +83,6 @@ pub struct Listener {
 /// What each handshake task needs.
 #[derive(Clone)]
 struct Gate {
-    acceptor: TlsAcceptor,
     identity: TlsIdentity,
     options: ListenOptions,
     handshakes: Arc<Semaphore>,
@@ -106,7 +105,8 @@ impl Listener {
         identity: &TlsIdentity,
         options: ListenOptions,
     ) -> Result<Listener, ListenError> {
-        let acceptor = TlsAcceptor::from(identity.server_config()?);
+        // What cannot be served is said now, and not at the first handshake.
+        identity.proof().server_config()?;
         let bind = async {
             let tcp = TcpListener::bind(address).await?;
             let bound = tcp.local_addr()?;
@@ -117,7 +117,6 @@ impl Listener {
             _ => ListenError::Bind { address, source },
         })?;
         let gate = Gate {
-            acceptor,
             identity: identity.clone(),
             handshakes: Arc::new(Semaphore::new(options.handshakes_max)),
             connections: Arc::new(Semaphore::new(options.connections_max)),
@@ -192,7 +191,8 @@ async fn accept_loop(tcp: TcpListener, gate: Gate, sender: mpsc::Sender<PeerStre
 impl Gate {
     async fn handshake(&self, tcp: TcpStream, address: SocketAddr) -> io::Result<PeerStream> {
         configure_tcp(&tcp, self.options.tcp_user_timeout)?;
-        let tls = self.acceptor.accept(tcp).await?;
+        let config = self.identity.proof().server_config().map_err(io::Error::other)?;
+        let tls = TlsAcceptor::from(config).accept(tcp).await?;
         let certificate = self
             .identity
             .read_peer(tls.get_ref().1.peer_certificates())

@@ -57,25 +57,28 @@ impl Fixture {
 
     /// The node north, whose service is for the node south and for operators.
     async fn serve(&self, options: ListenOptions) -> SocketAddr {
-        let identity = self.identity(&node("north"));
-        let any = "127.0.0.1:0".parse().unwrap();
-        let listener = Listener::bind(any, &identity, options).await.unwrap();
-        let address = listener.local_addr();
-        let guard = |request: Request<()>| -> Result<Request<()>, Status> {
-            match peer(&request)?.identity {
-                Identity::Node(_) => require_node(&request, &name("south"))?,
-                Identity::Person { .. } => {
-                    require_role(&request, Role::Operator)?;
-                }
-            }
-            Ok(request)
-        };
-        let (_, health) = tonic_health::server::health_reporter();
-        let service = tonic::service::interceptor::InterceptedService::new(health, guard);
-        let serving = server().add_service(service).serve_with_incoming(listener.incoming());
-        tokio::spawn(async move { serving.await.unwrap() });
-        address
+        serve_as(&self.identity(&node("north")), options).await
     }
+}
+
+async fn serve_as(identity: &TlsIdentity, options: ListenOptions) -> SocketAddr {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let listener = Listener::bind(any, identity, options).await.unwrap();
+    let address = listener.local_addr();
+    let guard = |request: Request<()>| -> Result<Request<()>, Status> {
+        match peer(&request)?.identity {
+            Identity::Node(_) => require_node(&request, &name("south"))?,
+            Identity::Person { .. } => {
+                require_role(&request, Role::Operator)?;
+            }
+        }
+        Ok(request)
+    };
+    let (_, health) = tonic_health::server::health_reporter();
+    let service = tonic::service::interceptor::InterceptedService::new(health, guard);
+    let serving = server().add_service(service).serve_with_incoming(listener.incoming());
+    tokio::spawn(async move { serving.await.unwrap() });
+    address
 }
 
 /// Names for files; random enough within one process.
@@ -178,7 +181,7 @@ async fn raw_handshake_is_refused(
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
     let good = fixture.identity(&node("south"));
-    let mut config = (*good.client_config(&name("north")).unwrap()).clone();
+    let mut config = (*good.proof().client_config(&name("north")).unwrap()).clone();
     config.client_auth_cert_resolver = match show {
         None => std::sync::Arc::new(NoCertificate),
         Some(issued) => {
@@ -355,4 +358,49 @@ fn files_that_do_not_belong_together_are_named() {
     assert!(std::error::Error::source(&error).unwrap().to_string().contains("none.pem"));
     let year = Duration::from_secs(360 * 24 * 3600);
     assert!(load(&north.0, &north.1).unwrap().not_after() > std::time::SystemTime::now() + year);
+}
+
+#[tokio::test]
+async fn an_authority_is_rotated_in_three_steps_and_nobody_is_refused_on_the_way() {
+    let (old, new) = (Fixture::new(1), Fixture::new(1));
+    let both = old.authority.certificate_pem().to_owned() + new.authority.certificate_pem();
+    let load = |trusted: &str, issued: &IssuedCertificate| {
+        let base = old.dir.path().join(Uuid::new_v4_for_test().to_string());
+        let path = |extension: &str| base.with_extension(extension);
+        std::fs::write(path("ca"), trusted).unwrap();
+        issued.save(&path("pem"), &path("key")).unwrap();
+        TlsIdentity::load(&path("ca"), &path("pem"), &path("key")).unwrap()
+    };
+    let names = ["north", "south"];
+    let first = names.map(|name| old.authority.issue(&node(name)).unwrap());
+    let second = names.map(|name| new.authority.issue(&node(name)).unwrap());
+    let [server, client] = [0, 1].map(|n| load(old.authority.certificate_pem(), &first[n]));
+    let address = serve_as(&server, ListenOptions::default()).await;
+    let established =
+        connect(&address.to_string(), &name("north"), &client, &ChannelOptions::admin()).unwrap();
+    call(established.clone()).await.unwrap();
+    let mut seen = vec![client.own().sha256];
+    for issued in [&first, &second] {
+        let step = [0, 1].map(|n| load(&both, &issued[n]));
+        // One node after the other: between the two each knows the other's.
+        for (held, newer) in [&server, &client].into_iter().zip(&step) {
+            held.replace(newer).unwrap();
+            call_as(address, "north", &client).await.unwrap();
+        }
+        seen.push(client.own().sha256);
+    }
+    let only_new = new.authority.certificate_pem();
+    for (held, n) in [(&server, 0), (&client, 1)] {
+        held.replace(&load(only_new, &second[n])).unwrap();
+        call_as(address, "north", &client).await.unwrap();
+    }
+    assert!(seen[0] == seen[1] && seen[1] != seen[2], "{seen:?}");
+    let [authority] = &client.authorities()[..] else { panic!("the old one is still trusted") };
+    assert_eq!(client.own().issued_by.as_ref(), Some(&authority.sha256));
+    // What stands goes on; who still comes with the old authority's certificate is refused.
+    call(established).await.unwrap();
+    assert!(call_as(address, "north", &load(&both, &first[1])).await.is_err());
+    let other = old.identity(&node("east"));
+    let error = client.replace(&other).unwrap_err().to_string();
+    assert!(error.contains("node east") && error.contains("node south"), "{error}");
 }

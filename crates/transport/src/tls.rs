@@ -4,9 +4,12 @@
 //! then comes from the certificate's URI. No host name is looked at, no system trust store is used.
 //! Sessions are never resumed: every connection proves its certificate anew, so that an expired one
 //! ends with its connection.
+//!
+//! An identity can be replaced while it is in use: each handshake takes the whole of what is current at
+//! its beginning, certificate and trust alike, and what is established goes on.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use rustls::client::Resumption;
@@ -24,8 +27,9 @@ use rustls::{
 };
 use understudy_types::{ClusterId, ClusterIncarnation, NodeName};
 
+use crate::facts::CertificateFacts;
 use crate::files::{FileError, read_file, read_private_file};
-use crate::identity::{self, Identity, IdentityError, PeerCertificate};
+use crate::identity::{Identity, IdentityError, PeerCertificate};
 
 /// Why an identity cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +78,14 @@ pub enum TlsError {
         #[source]
         source: rustls::Error,
     },
+    /// A new certificate is of somebody else than the one in use.
+    #[error("take a new certificate into use: it is of {found}, expected {wanted}")]
+    OtherBearer {
+        /// Who the new one identifies.
+        found: String,
+        /// Who the one in use does.
+        wanted: String,
+    },
     /// A configuration that rustls refuses.
     #[error("configure TLS")]
     Configure(#[source] rustls::Error),
@@ -90,14 +102,27 @@ pub struct Peer {
     pub not_after: SystemTime,
 }
 
-/// A certificate with its key, and the authority that peers are checked against. Cheap to clone.
+/// A certificate with its key, and the authority that peers are checked against. Cheap to clone; all
+/// clones see what [`TlsIdentity::replace`] brings.
 #[derive(Clone)]
-pub struct TlsIdentity(Arc<Inner>, ClusterIncarnation);
+pub struct TlsIdentity {
+    held: Arc<Held>,
+    incarnation: ClusterIncarnation,
+}
 
-struct Inner {
-    own: PeerCertificate,
-    /// When the first of the authority's certificates expires.
-    authority_not_after: Option<SystemTime>,
+/// Whose it is never changes; what proves it does.
+struct Held {
+    cluster: ClusterId,
+    identity: Identity,
+    current: RwLock<Arc<Proof>>,
+}
+
+/// What one handshake is made with.
+pub(crate) struct Proof {
+    cluster: ClusterId,
+    own: CertificateFacts,
+    /// Whom we trust: one certificate, or several in a rotation.
+    authorities: Vec<CertificateFacts>,
     roots: Arc<RootCertStore>,
     key: Arc<CertifiedKey>,
     provider: Arc<CryptoProvider>,
@@ -105,7 +130,7 @@ struct Inner {
 
 impl std::fmt::Debug for TlsIdentity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TlsIdentity").field("own", &self.0.own).finish_non_exhaustive()
+        f.debug_struct("TlsIdentity").field("own", &self.held.identity).finish_non_exhaustive()
     }
 }
 
@@ -124,10 +149,9 @@ impl TlsIdentity {
             path: key.to_owned(),
             reason: error.to_string(),
         })?;
-        let authority_not_after = ca_der.iter().filter_map(|der| identity::not_after(der)).min();
         let mut roots = RootCertStore::empty();
-        for der in ca_der {
-            roots.add(der).map_err(|error| TlsError::Pem {
+        for der in &ca_der {
+            roots.add(der.clone()).map_err(|error| TlsError::Pem {
                 what: "authority's certificate",
                 path: ca.to_owned(),
                 reason: error.to_string(),
@@ -146,68 +170,141 @@ impl TlsIdentity {
             })?;
         let roots = Arc::new(roots);
         let key = Arc::new(pair);
-        let inner = Inner { own, authority_not_after, roots, key, provider };
-        let identity = TlsIdentity(Arc::new(inner), ClusterIncarnation::FOUNDED);
+        let read = |path: &Path, der: &CertificateDer<'_>| {
+            CertificateFacts::read(der)
+                .map_err(|source| TlsError::Identity { path: path.to_owned(), source })
+        };
+        let facts = read(certificate, &leaf)?;
+        let authorities =
+            ca_der.iter().map(|der| read(ca, der)).collect::<Result<Vec<_>, TlsError>>()?;
+        let cluster = own.cluster;
+        let mut proof = Proof { cluster, own: facts, authorities, roots, key, provider };
         // The client's side of the check: persons' certificates are good for that side only.
-        identity.client_verifier()?.verify_client_cert(&leaf, &[], UnixTime::now()).map_err(
+        proof.client_verifier()?.verify_client_cert(&leaf, &[], UnixTime::now()).map_err(
             |source| TlsError::NotTrusted {
                 certificate: certificate.to_owned(),
                 ca: ca.to_owned(),
                 source,
             },
         )?;
-        Ok(identity)
+        proof.own.issued_by = proof.issuer(&ca_der, &leaf);
+        let (identity, current) = (own.identity, RwLock::new(Arc::new(proof)));
+        let held = Arc::new(Held { cluster, identity, current });
+        Ok(TlsIdentity { held, incarnation: ClusterIncarnation::FOUNDED })
+    }
+
+    /// Takes what `newer` was loaded with into use, for every clone of this identity: connections that
+    /// are made from now on prove themselves and judge their peers by it. The incarnation stays; no
+    /// certificate names one.
+    ///
+    /// # Errors
+    /// When it is of another bearer or another cluster; then nothing changes.
+    pub fn replace(&self, newer: &TlsIdentity) -> Result<(), TlsError> {
+        let (held, new) = (&self.held, &newer.held);
+        if held.identity != new.identity || held.cluster != new.cluster {
+            let words = |held: &Held| format!("{} of cluster {}", held.identity, held.cluster);
+            return Err(TlsError::OtherBearer { found: words(new), wanted: words(held) });
+        }
+        let proof = newer.proof();
+        *held.current.write().unwrap_or_else(PoisonError::into_inner) = proof;
+        Ok(())
+    }
+
+    /// What is current now.
+    pub(crate) fn proof(&self) -> Arc<Proof> {
+        self.held.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The cluster that our certificate and every acceptable peer's belongs to.
     pub fn cluster(&self) -> ClusterId {
-        self.0.own.cluster
+        self.held.cluster
     }
 
     /// Who we are.
     pub fn identity(&self) -> &Identity {
-        &self.0.own.identity
+        &self.held.identity
+    }
+
+    /// Our own certificate, as it is in use now.
+    pub fn own(&self) -> CertificateFacts {
+        self.proof().own.clone()
+    }
+
+    /// The authorities that we trust now; while one is rotated, the old and the new.
+    pub fn authorities(&self) -> Vec<CertificateFacts> {
+        self.proof().authorities.clone()
     }
 
     /// The same, speaking for an incarnation of the cluster; until then it is the founded one.
     #[must_use]
     pub fn of_incarnation(&self, incarnation: ClusterIncarnation) -> TlsIdentity {
-        TlsIdentity(self.0.clone(), incarnation)
+        TlsIdentity { held: self.held.clone(), incarnation }
     }
 
     /// Which incarnation of the cluster its calls are for.
     pub fn incarnation(&self) -> ClusterIncarnation {
-        self.1
+        self.incarnation
     }
 
     /// When our own certificate expires.
     pub fn not_after(&self) -> SystemTime {
-        self.0.own.not_after
+        self.proof().own.not_after
     }
 
     /// When the first of the authority's certificates expires: in a rotation there are several, and which
     /// of them our own was issued by, or a peer's, only a peer's refusal would tell.
     pub fn authority_not_after(&self) -> Option<SystemTime> {
-        self.0.authority_not_after
+        self.proof().authorities.iter().map(|authority| authority.not_after).min()
+    }
+
+    /// What a peer's verified certificate says.
+    pub(crate) fn read_peer(
+        &self,
+        chain: Option<&[CertificateDer<'_>]>,
+    ) -> Result<PeerCertificate, IdentityError> {
+        let leaf = chain.and_then(|chain| chain.first()).map(AsRef::as_ref).unwrap_or_default();
+        PeerCertificate::parse_of(leaf, self.cluster())
+    }
+}
+
+impl Proof {
+    /// Fingerprint of the authority that issued the leaf. Authorities of one cluster have one name, so
+    /// that only the signature tells them apart.
+    fn issuer(
+        &self,
+        authorities: &[CertificateDer<'static>],
+        leaf: &CertificateDer<'static>,
+    ) -> Option<String> {
+        let leaf = ParsedCertificate::try_from(leaf).ok()?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let issued = |authority: &CertificateDer<'static>| {
+            let mut alone = RootCertStore::empty();
+            let now = UnixTime::now();
+            alone.add(authority.clone()).is_ok()
+                && verify_server_cert_signed_by_trust_anchor(&leaf, &alone, &[], now, algorithms)
+                    .is_ok()
+        };
+        let place = authorities.iter().position(issued)?;
+        Some(self.authorities[place].sha256.clone())
     }
 
     fn client_verifier(&self) -> Result<Arc<PersonOrNode>, TlsError> {
-        let (roots, provider) = (self.0.roots.clone(), self.0.provider.clone());
+        let (roots, provider) = (self.roots.clone(), self.provider.clone());
         let inner = WebPkiClientVerifier::builder_with_provider(roots, provider)
             .build()
             .map_err(|error| TlsError::Configure(rustls::Error::General(error.to_string())))?;
-        Ok(Arc::new(PersonOrNode { cluster: self.cluster(), inner }))
+        Ok(Arc::new(PersonOrNode { cluster: self.cluster, inner }))
     }
 
     /// For connections to the node `expect`, and only to it.
     pub(crate) fn client_config(&self, expect: &NodeName) -> Result<Arc<ClientConfig>, TlsError> {
         let verifier = Arc::new(MeantNode {
-            cluster: self.cluster(),
+            cluster: self.cluster,
             expect: expect.clone(),
-            roots: self.0.roots.clone(),
-            provider: self.0.provider.clone(),
+            roots: self.roots.clone(),
+            provider: self.provider.clone(),
         });
-        let mut config = ClientConfig::builder_with_provider(self.0.provider.clone())
+        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(TlsError::Configure)?
             .dangerous()
@@ -221,7 +318,7 @@ impl TlsIdentity {
 
     /// For accepting anybody whom our authority vouches for.
     pub(crate) fn server_config(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let mut config = ServerConfig::builder_with_provider(self.0.provider.clone())
+        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(TlsError::Configure)?
             .with_client_cert_verifier(self.client_verifier()?)
@@ -232,16 +329,7 @@ impl TlsIdentity {
     }
 
     fn resolver(&self) -> SingleCertAndKey {
-        SingleCertAndKey::from(self.0.key.clone())
-    }
-
-    /// What a peer's verified certificate says.
-    pub(crate) fn read_peer(
-        &self,
-        chain: Option<&[CertificateDer<'_>]>,
-    ) -> Result<PeerCertificate, IdentityError> {
-        let leaf = chain.and_then(|chain| chain.first()).map(AsRef::as_ref).unwrap_or_default();
-        PeerCertificate::parse_of(leaf, self.cluster())
+        SingleCertAndKey::from(self.key.clone())
     }
 }
 
