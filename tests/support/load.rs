@@ -2,7 +2,7 @@
 //! It judges the end: every acknowledged row is at both sites.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ type Acknowledged = Arc<Mutex<Vec<(u32, i64, Instant)>>>;
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Acknowledged,
+    failed: Arc<AtomicUsize>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -47,18 +48,24 @@ impl Load {
             .into();
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Acknowledged::default();
+        let failed = Arc::new(AtomicUsize::new(0));
         let thread = |writer| {
             let (servers, stop) = (servers.clone(), stop.clone());
-            let acknowledged = acknowledged.clone();
+            let (acknowledged, failed) = (acknowledged.clone(), failed.clone());
             std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                runtime.unwrap().block_on(write(writer, &servers, &stop, &acknowledged));
+                runtime.unwrap().block_on(write(writer, &servers, &stop, (&acknowledged, &failed)));
             })
         };
         let threads = (0..WRITERS).map(thread).collect();
-        let load = Load { stop, threads, acknowledged };
+        let load = Load { stop, threads, acknowledged, failed };
         load.wait_for_more("the load to begin");
         load
+    }
+
+    /// Writes that were not acknowledged in time, or were answered with an error.
+    pub(crate) fn failed_count(&self) -> usize {
+        self.failed.load(Ordering::SeqCst)
     }
 
     fn count(&self) -> usize {
@@ -109,7 +116,7 @@ async fn write(
     writer: u32,
     servers: &[PgConnectOptions],
     stop: &AtomicBool,
-    acknowledged: &Acknowledged,
+    (acknowledged, failed): (&Acknowledged, &AtomicUsize),
 ) {
     let mut at = 0;
     let mut n = 0;
@@ -124,6 +131,7 @@ async fn write(
             n += 1;
             let done = tokio::time::timeout(ANSWER_TIMEOUT, insert(&mut session, writer, n)).await;
             if !matches!(done, Ok(Ok(()))) {
+                failed.fetch_add(1, Ordering::SeqCst);
                 at = (at + 1) % servers.len();
                 tokio::time::sleep(RETRY).await;
                 continue 'connecting;

@@ -29,6 +29,7 @@ use understudy_transport::{
 };
 use understudy_types::{Clock, DurabilityMode, Epoch, NodeId, NodeKind, NodeName};
 
+use crate::certificates::{Certificates, Stamps};
 use crate::clock::BootClock;
 use crate::config::{NodeConfig, PostgresConfig};
 use crate::doors::{self, Doors};
@@ -154,9 +155,10 @@ async fn run_node(
     last_words: &LastWordsCell,
     telemetry: Telemetry,
 ) -> Result<(), RunError> {
+    // Before the certificate is read: from here on a hang-up means "read it again", and is kept.
+    let hangup = signal(SignalKind::hangup()).map_err(part("listen for SIGHUP"))?;
+    let loaded = Stamps::take(&config);
     let identity = load_identity(&config)?;
-    let not_after = (identity.not_after(), identity.authority_not_after());
-    crate::metrics::set_certificates(not_after.0, not_after.1);
     prepare_directories(&config)?;
     let clock: Arc<dyn Clock> = Arc::new(BootClock);
     let grpc = Listener::bind(config.listen_grpc, &identity, ListenOptions::default())
@@ -311,8 +313,13 @@ async fn run_node(
     };
     let service_manager = ServiceManager::start();
     let ask = config.peers().map(|peer| (peer.name.clone(), asking[&peer.id].channel())).collect();
+    let config = Arc::new(config);
+    let (news, told) = mpsc::channel(16);
+    let certificates =
+        Certificates { config: config.clone(), identity: identity.clone(), loaded, news };
+    tokio::spawn(certificates.follow(hangup, shutdown.clone()));
     let doors = Doors {
-        config: Arc::new(config),
+        config,
         consensus: consensus.clone(),
         board,
         clock,
@@ -327,11 +334,11 @@ async fn run_node(
         superseded,
         service_manager: service_manager.clone(),
         ask,
-        not_after,
+        identity,
         validation: watch::Sender::new(None),
         telemetry,
     };
-    let served = doors::serve(doors, grpc, http, metrics, shutdown.clone());
+    let served = doors::serve(doors, (grpc, http), metrics, told, shutdown.clone());
     let ended = wait_for_end(&consensus, served, fatal.subscribe(), &shutdown, &service_manager);
     let outcome = ended.await;
     if let Some(guard) = guard {

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use understudy_consensus::{Consensus, ProposeError};
@@ -25,7 +25,7 @@ use understudy_proto::v1::wal_files_server::WalFilesServer;
 use understudy_proto::v1::wal_server::WalServer;
 use understudy_shipping::permit_cell::PermitCell;
 use understudy_shipping::tunnel::TunnelTarget;
-use understudy_transport::{DoorLayer, IncarnationDoor, Listener};
+use understudy_transport::{DoorLayer, IncarnationDoor, Listener, TlsIdentity};
 use understudy_types::{Clock, NodeId, NodeName};
 
 use crate::access::AccessDoor;
@@ -37,7 +37,7 @@ use crate::config::NodeConfig;
 use crate::daemon::RunError;
 use crate::debug::{Collector, DebugService};
 use crate::driver::{Shared, View};
-use crate::events::{EventJournal, EventObserver, EventsService, know_the_agreed};
+use crate::events::{EventJournal, EventObserver, EventsService, Happening, know_the_agreed};
 use crate::follower::Follower;
 use crate::hands::{Hands, tunnel_roles};
 use crate::hooks::Hooks;
@@ -86,8 +86,8 @@ pub(crate) struct Doors {
     pub(crate) service_manager: ServiceManager,
     /// Channels for questions that nothing waits for.
     pub(crate) ask: BTreeMap<NodeName, Channel>,
-    /// Until when this node's certificate is valid, and the authority's.
-    pub(crate) not_after: (SystemTime, Option<SystemTime>),
+    /// This node's certificate, as it is in use at any moment.
+    pub(crate) identity: TlsIdentity,
     /// The newest look whether a failover would work.
     pub(crate) validation: watch::Sender<Option<Arc<ValidationReport>>>,
     /// The hand on the log, and its newest lines.
@@ -100,9 +100,9 @@ pub(crate) struct Doors {
 /// When the gRPC server ends by itself.
 pub(crate) async fn serve(
     doors: Doors,
-    grpc: Listener,
-    http: HttpDoor,
+    (grpc, http): (Listener, HttpDoor),
     metrics: PrometheusHandle,
+    news: mpsc::Receiver<Happening>,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     let writability = doors.writability();
@@ -111,7 +111,7 @@ pub(crate) async fn serve(
     let last_publish = Arc::new(AtomicU64::new(doors.clock.now().0));
     let health_checkers = HealthCheckers::default();
     let events = EventJournal::new(doors.config.name.as_str());
-    let observer = doors.observer(&events, &status.borrow())?;
+    let observer = doors.observer(&events, &status.borrow(), news)?;
     tokio::spawn(publish(doors.clone(), publisher, last_publish.clone(), observer));
     let metrics_text = metrics.clone();
     let state = HttpState {
@@ -234,7 +234,7 @@ impl Doors {
             hands: self.hands.clone(),
             journal: self.follower.as_ref().map(|follower| follower.journal().clone()),
             health_checkers,
-            not_after: self.not_after,
+            identity: self.identity.clone(),
         });
         let newest = self.validation.clone();
         Validator::new(describer, self.ask.clone(), status, self.config.timing, newest)
@@ -276,12 +276,13 @@ impl Doors {
         &self,
         journal: &EventJournal,
         first: &ClusterStatus,
+        news: mpsc::Receiver<Happening>,
     ) -> Result<EventObserver, RunError> {
         let hooks = Hooks::start(&self.config, journal)
             .map_err(|error| RunError::Part { what: "start the hooks", source: error.into() })?;
         let up_to_date = Arc::new(AtomicBool::new(false));
         tokio::spawn(know_the_agreed(self.consensus.clone(), up_to_date.clone()));
-        let mut observer = EventObserver::new(journal.clone(), up_to_date, hooks);
+        let mut observer = EventObserver::new(journal.clone(), up_to_date, hooks, news);
         observer.observe(first);
         Ok(observer)
     }

@@ -18,6 +18,7 @@ pub mod validation;
 pub mod wal_files;
 pub mod wal_get;
 
+mod certificates;
 mod clock;
 mod doors;
 mod driver;

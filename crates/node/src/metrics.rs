@@ -135,6 +135,11 @@ pub(crate) fn set_certificates(node: SystemTime, authority: Option<SystemTime>) 
     }
 }
 
+/// Sets whether the certificate files were refused when they were read last.
+pub(crate) fn set_certificate_files_refused(refused: bool) {
+    gauge!("understudy_certificate_files_refused").set(flag(refused));
+}
+
 /// Sets the one metric that must be true at the moment it is read.
 pub(crate) fn set_writable(writable: bool) {
     gauge!("understudy_node_writable").set(flag(writable));
@@ -290,6 +295,11 @@ const GAUGES: &[(&str, Option<Unit>, &str)] = &[
         "understudy_certificate_expiry_timestamp_seconds",
         SECONDS,
         "Until when a certificate is valid, Unix time.",
+    ),
+    (
+        "understudy_certificate_files_refused",
+        None,
+        "1 while the certificate files on disk do not do and older ones are in use.",
     ),
     ("understudy_cluster_paused", None, "1 while automatic failover is paused."),
     ("understudy_cluster_failover_ready", None, "1 while a loss of the active would be answered."),

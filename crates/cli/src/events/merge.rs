@@ -68,6 +68,8 @@ fn is_of_one_node(kind: Kind) -> bool {
         | Kind::TroubleEnded
         | Kind::WarningBegan
         | Kind::WarningEnded
+        | Kind::CertificateRenewed
+        | Kind::CertificateRefused
         | Kind::HookDone
         | Kind::HookFailed
         | Kind::HookOverflow => true,

@@ -123,6 +123,10 @@ kinds! {
     PauseBegan = "pause-began",
     /// It is on again.
     PauseEnded = "pause-ended",
+    /// New certificate files were taken into use.
+    CertificateRenewed = "certificate-renewed",
+    /// New certificate files do not do; what was in use goes on.
+    CertificateRefused = "certificate-refused",
     /// A hook's program did well.
     HookDone = "hook-done",
     /// A hook's program failed, could not be started, or was killed at its time limit.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use understudy_consensus::Consensus;
 use understudy_types::Epoch;
 
@@ -27,18 +28,21 @@ pub(crate) struct EventObserver {
     /// This node's state has caught up with the cluster's, once.
     up_to_date: Arc<AtomicBool>,
     hooks: Hooks,
+    /// What other parts of the daemon did, which no snapshot shows.
+    news: mpsc::Receiver<Happening>,
     before: Option<ClusterStatus>,
     knows_the_agreed: bool,
 }
 
 impl EventObserver {
-    /// Into `journal`, and on to the hooks.
+    /// Into `journal`, and on to the hooks; `news` with the next snapshot, in its epoch.
     pub(crate) fn new(
         journal: EventJournal,
         up_to_date: Arc<AtomicBool>,
         hooks: Hooks,
+        news: mpsc::Receiver<Happening>,
     ) -> EventObserver {
-        EventObserver { journal, up_to_date, hooks, before: None, knows_the_agreed: false }
+        EventObserver { journal, up_to_date, hooks, news, before: None, knows_the_agreed: false }
     }
 
     /// The next snapshot.
@@ -54,6 +58,9 @@ impl EventObserver {
         } else if self.up_to_date.load(Ordering::Acquire) && status.epoch != Epoch::NONE {
             self.knows_the_agreed = true;
             found.extend(events_of_record(status));
+        }
+        while let Ok(news) = self.news.try_recv() {
+            found.push(Happening { epoch: status.epoch, ..news });
         }
         self.before = Some(status.clone());
         for happening in found {

@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, watch};
 use understudy_postgres::ServerFitness;
 use understudy_proto::v1;
 use understudy_shipping::journal::{Journal, Room};
+use understudy_transport::TlsIdentity;
 
 use crate::clock::wall_unix_us;
 use crate::config::NodeConfig;
@@ -37,8 +38,8 @@ pub(crate) struct DescriberOptions {
     /// `None` at a witness.
     pub(crate) journal: Option<Journal>,
     pub(crate) health_checkers: HealthCheckers,
-    /// Until when this node's certificate is valid, and the authority's.
-    pub(crate) not_after: (SystemTime, Option<SystemTime>),
+    /// This node's certificate, as it is in use.
+    pub(crate) identity: TlsIdentity,
 }
 
 /// Describes this node; cheap to clone.
@@ -88,7 +89,8 @@ impl Describer {
         });
         let (health_checkers, health_checkers_complete) =
             options.health_checkers.lately(Instant::now());
-        let (node, authority) = options.not_after;
+        let identity = &options.identity;
+        let (node, authority) = (identity.not_after(), identity.authority_not_after());
         v1::Fitness {
             node: options.config.name.to_string(),
             // Of each answer, not of the look.
