@@ -1,11 +1,13 @@
-//! The dial's values as messages and back: what is wanted, what may be lost, what is accepted.
+//! The dial's values as messages and back: what is wanted and was wanted before, what may be lost, what is
+//! accepted.
 //!
 //! It must not judge them: that is `apply`'s.
 
 use std::time::Duration;
 
 use understudy_core::OnPassiveLoss;
-use understudy_core::state::{Dial, LossBound, LossLimit};
+use understudy_core::state::{ConfigChange, Dial, LossBound, LossLimit};
+use understudy_proto::v1::cluster_state as message;
 use understudy_proto::{FieldError, v1};
 
 use super::parts::{read_mode, write_mode};
@@ -44,6 +46,33 @@ pub(super) fn read_dial(dial: Option<v1::Dial>) -> Result<Dial, FieldError> {
         on_passive_loss: read_on_passive_loss(dial.on_passive_loss)?,
         promote_without_lease_wait: dial.promote_without_lease_wait,
     })
+}
+
+pub(super) fn write_change(version: u64, change: &ConfigChange) -> message::ConfigChange {
+    message::ConfigChange {
+        version,
+        operation: change.operation,
+        caller: change.caller.clone(),
+        reason: change.reason.clone(),
+        at_unix_us: change.at_unix_us,
+        before: Some(write_dial(&change.before)),
+        after: Some(write_dial(&change.after)),
+    }
+}
+
+pub(super) fn read_change(
+    change: message::ConfigChange,
+) -> Result<(u64, ConfigChange), FieldError> {
+    let version = change.version;
+    let change = ConfigChange {
+        operation: change.operation,
+        caller: change.caller,
+        reason: change.reason,
+        at_unix_us: change.at_unix_us,
+        before: read_dial(change.before)?,
+        after: read_dial(change.after)?,
+    };
+    Ok((version, change))
 }
 
 pub(super) fn write_loss(loss: &LossBound) -> v1::LossBound {

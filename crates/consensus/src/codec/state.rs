@@ -13,7 +13,7 @@ use understudy_proto::v1::cluster_state as message;
 use understudy_proto::{FieldError, parse_timeline, v1};
 use understudy_types::{ClusterId, Epoch, Lsn, NodeId, ProcessStart, PromotionId, SystemId};
 
-use super::dial::{read_limit, read_loss, write_limit, write_loss};
+use super::dial::{read_change, read_limit, read_loss, write_change, write_limit, write_loss};
 use super::parts::{
     read_config, read_mark, read_member, read_mode, read_promote_cause, read_published,
     read_release, write_config, write_mark, write_member, write_mode, write_promote_cause,
@@ -58,6 +58,7 @@ pub(super) fn write(state: &ClusterState) -> v1::ClusterState {
         recovery: state.recovery.as_ref().map(recovery::write),
         node_orders: state.node_orders.iter().map(|(id, o)| orders::write_state(*id, o)).collect(),
         scheduled: state.scheduled.as_ref().map(orders::write_scheduled),
+        config_history: state.config_history.iter().map(|(v, c)| write_change(*v, c)).collect(),
     }
 }
 
@@ -91,6 +92,11 @@ pub(super) fn read(state: v1::ClusterState) -> Result<ClusterState, FieldError> 
         recovery: state.recovery.map(recovery::read).transpose()?,
         node_orders: state.node_orders.iter().map(orders::read_state).collect::<Result<_, _>>()?,
         scheduled: state.scheduled.as_ref().map(orders::read_scheduled),
+        config_history: state
+            .config_history
+            .into_iter()
+            .map(read_change)
+            .collect::<Result<_, _>>()?,
     })
 }
 

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::state::{
-    Dial, Durability, Expect, FailoverOrder, Granted, Handover, Holder, HolderProof, Identity,
-    Ineligible, LossBound, LossLimit, Mark, Measured, Member, NodeOrder, NodeVerb, Operation,
-    OperationKind, OperationStatus, Pause, Phase, PhaseKey, PromoteCause, Promoting, Published,
-    Recovery, Rejection, ReleaseCause, Scheduled, Switchover,
+    ConfigChange, Dial, Durability, Expect, FailoverOrder, Granted, Handover, Holder, HolderProof,
+    Identity, Ineligible, LossBound, LossLimit, Mark, Measured, Member, NodeOrder, NodeVerb,
+    Operation, OperationKind, OperationStatus, Pause, Phase, PhaseKey, PromoteCause, Promoting,
+    Published, Recovery, Rejection, ReleaseCause, Scheduled, Switchover,
 };
 use understudy_core::{ClusterConfig, OnPassiveLoss, OnSoleSurvivor};
 use understudy_types::{
@@ -446,7 +446,24 @@ fn full() -> ClusterState {
             budget: Duration::from_secs(5),
             due_unix_us: -1,
         }),
+        config_history: config_history(),
     }
+}
+
+fn config_history() -> BTreeMap<u64, ConfigChange> {
+    let dials: Vec<Dial> = configs().iter().map(Dial::of).collect();
+    let change = |(version, pair): (u64, &[Dial])| {
+        let change = ConfigChange {
+            operation: version + 7,
+            caller: "person ada (administrator)".to_owned(),
+            reason: "weil: ü\n".to_owned(),
+            at_unix_us: -3,
+            before: pair[0],
+            after: pair[1],
+        };
+        (version, change)
+    };
+    (2..).zip(dials.windows(2)).map(change).collect()
 }
 
 fn states() -> Vec<ClusterState> {

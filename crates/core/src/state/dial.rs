@@ -13,8 +13,8 @@ use understudy_types::{DurabilityMode, Lsn, NodeId, SeededBug};
 
 use super::apply::Applied;
 use super::{
-    ClusterState, Command, FailoverOrder, HolderProof, Ineligible, LossLimit, OperationKind,
-    OperationStatus, Rejection,
+    ClusterState, Command, ConfigChange, FailoverOrder, HolderProof, Ineligible, LossLimit,
+    OperationKind, OperationStatus, Rejection,
 };
 use crate::{ClusterConfig, OnPassiveLoss};
 
@@ -92,9 +92,8 @@ impl ClusterState {
         else {
             unreachable!("called for SetDial only");
         };
-        self.check_epoch(*epoch)?;
-        self.check_config_version(*config_version)?;
-        self.check_dial(dial)?;
+        self.check_dial_change(dial, *epoch, *config_version)?;
+        let before = Dial::of(&self.config);
         let replaced = format!("replaced by operation {index} before it was in force");
         self.end_dial_changes(OperationStatus::Failed(replaced), *at_unix_us);
         self.config.mode = dial.mode;
@@ -102,6 +101,14 @@ impl ClusterState {
         self.config.on_passive_loss = dial.on_passive_loss;
         self.config.promote_without_lease_wait = dial.promote_without_lease_wait;
         self.config_version += 1;
+        self.remember_change(ConfigChange {
+            operation: index,
+            caller: caller.clone(),
+            reason: reason.clone(),
+            at_unix_us: *at_unix_us,
+            before,
+            after: *dial,
+        });
         let kind = OperationKind::SetDial;
         self.begin(index, kind, caller, reason, *at_unix_us, OperationStatus::Running);
         self.say_what(index, dial.to_string());

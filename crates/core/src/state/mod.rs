@@ -5,6 +5,7 @@
 
 mod apply;
 mod command;
+mod config_history;
 mod dial;
 mod loss;
 mod orders;
@@ -22,6 +23,7 @@ use understudy_types::{
     NodeName, ProcessStart, PromotionId, SeededBug, SiteName, Survival, SystemId, Timeline,
 };
 
+pub use config_history::{CONFIG_CHANGES_KEPT, ConfigChange};
 pub use dial::Dial;
 pub use loss::{LossBound, LossLimit};
 pub use orders::{NodeOrder, NodeVerb, SCHEDULE_TOLERANCE, Scheduled};
@@ -81,6 +83,9 @@ pub struct ClusterState {
     /// A switchover that is to begin at a stated time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduled: Option<Scheduled>,
+    /// The last changes of `config`, by the version that each one made.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub config_history: BTreeMap<u64, ConfigChange>,
 }
 
 /// Which cluster this is.

@@ -131,6 +131,7 @@ impl ClusterState {
             members: BTreeMap::from([(me, order.member.clone())]),
             config: self.config,
             config_version: self.config_version + 1,
+            config_history: self.config_history.clone(),
             epoch: Epoch { incarnation: order.incarnation.number, number: before.number + 1 },
             timeline_high: self.timeline_high.max(Some(promoting.timeline)),
             phase: Phase::Promoting(promoting),

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::*;
 use crate::OnSoleSurvivor;
 
+mod config_history;
 mod dial;
 mod recovery;
 mod switchover;
