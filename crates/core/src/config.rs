@@ -14,6 +14,16 @@ pub enum OnPassiveLoss {
     Degrade,
 }
 
+impl OnPassiveLoss {
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            OnPassiveLoss::Stall => "stall",
+            OnPassiveLoss::Degrade => "degrade",
+        }
+    }
+}
+
 /// What a newly promoted node does while nobody is left to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnSoleSurvivor {

@@ -27,6 +27,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("/understudy.v1.Admin/GetStatus", NodesAnd(Role::Viewer)),
     ("/understudy.v1.Admin/WatchStatus", NodesAnd(Role::Viewer)),
     ("/understudy.v1.Admin/GetOperation", NodesAnd(Role::Viewer)),
+    ("/understudy.v1.Admin/GetConfig", NodesAnd(Role::Viewer)),
     ("/understudy.v1.Admin/PlanSwitchover", Persons(Role::Operator)),
     ("/understudy.v1.Admin/Switchover", Persons(Role::Operator)),
     ("/understudy.v1.Admin/CancelSwitchover", Persons(Role::Operator)),

@@ -1,16 +1,17 @@
-//! What an operator says about the dial and about a loss, read into commands, and the plan of a change.
+//! What an operator says about the dial and about a loss, read into commands; the plan of a change, and the
+//! changes that were made.
 //!
 //! What is left out of a request keeps its value. Nothing is decided here: `apply` accepts or refuses.
 
 use std::time::Duration;
 
-use tonic::Status;
-use understudy_core::state::{Command, Dial, LossLimit};
+use tonic::{Code, Status};
+use understudy_core::state::{CONFIG_CHANGES_KEPT, Command, Dial, LossLimit};
 use understudy_core::{ClusterState, OnPassiveLoss};
 use understudy_proto::v1;
 use understudy_types::{DurabilityMode, NodeId};
 
-use super::{checked_reason, wall_unix_us};
+use super::{checked_reason, refusal, wall_unix_us};
 
 /// The dial that a request asks for.
 // A Status is what tonic's handlers must return; boxing it here would only be undone there.
@@ -82,6 +83,48 @@ fn plan(state: &ClusterState, dial: &Dial) -> String {
                  lease is over";
     }
     plan
+}
+
+/// What is agreed on, or was in another version, and the last changes.
+#[allow(clippy::result_large_err)]
+pub(super) fn agreed(
+    state: &ClusterState,
+    version: Option<u64>,
+) -> Result<v1::ConfigResponse, Status> {
+    let version = version.unwrap_or(state.config_version);
+    let dial = state.dial_at(version).ok_or_else(|| {
+        let words = format!(
+            "version = {version}: it is not known; the present one is {}, and the last {} changes are \
+             remembered: `understudy config history` lists them",
+            state.config_version, CONFIG_CHANGES_KEPT
+        );
+        refusal(Code::FailedPrecondition, "no-version", words)
+    })?;
+    let changes = state.config_history.iter().map(|(version, change)| v1::ConfigChange {
+        version: *version,
+        operation: change.operation,
+        caller: change.caller.clone(),
+        reason: change.reason.clone(),
+        at_unix_us: change.at_unix_us,
+        before: Some(values(&change.before)),
+        after: Some(values(&change.after)),
+    });
+    Ok(v1::ConfigResponse {
+        version,
+        epoch: Some(state.epoch.into()),
+        values: Some(values(&dial)),
+        durable_copies: state.config.durable_copies,
+        changes: changes.collect(),
+    })
+}
+
+fn values(dial: &Dial) -> v1::ConfigValues {
+    v1::ConfigValues {
+        mode: dial.mode.to_string(),
+        ceiling_ms: u64::try_from(dial.rpo.as_millis()).unwrap_or(u64::MAX),
+        on_passive_loss: dial.on_passive_loss.word().to_owned(),
+        promote_without_lease_wait: dial.promote_without_lease_wait,
+    }
 }
 
 /// The order to go on in spite of a stated loss. It names its epoch: a later one is another loss.

@@ -107,6 +107,17 @@ impl AdminService {
         self.context.state.borrow().clone()
     }
 
+    /// The same, once it has this version of the configuration, or as it is after a while.
+    async fn state_with(&self, config_version: Option<u64>) -> Arc<ClusterState> {
+        if let Some(version) = config_version {
+            let mut known = self.context.state.clone();
+            let there = known.wait_for(|state| state.config_version >= version);
+            // However that ended, the caller compares the version.
+            let _ = tokio::time::timeout(CATCH_UP, there).await;
+        }
+        self.state()
+    }
+
     /// The newest snapshot, as it may be told now.
     fn status(&self) -> ClusterStatus {
         let status = ClusterStatus::clone(&self.context.status.borrow());
@@ -326,10 +337,19 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::OperationResponse>, Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let state = self.state();
+        let state = self.state_with(request.expect_config_version).await;
+        let config_version = request.expect_config_version.unwrap_or(state.config_version);
+        let epoch = request.expect_epoch.map_or(state.epoch, Into::into);
+        // What the request leaves out is of the configuration that it names.
+        if config_version != state.config_version {
+            let current = state.config_version;
+            let why = Rejection::ConfigVersion { expected: config_version, current };
+            let words = rejection_words(&state, &why);
+            return Err(refusal(Code::FailedPrecondition, rejection_kind(&why), words));
+        }
         let dial = dial::wanted(&state, &request)?;
         if request.dry_run {
-            return match state.check_dial(&dial) {
+            return match state.check_dial_change(&dial, epoch, config_version) {
                 Ok(()) => Ok(Response::new(dial::planned(&state, &dial))),
                 Err(why) => {
                     let words = rejection_words(&state, &why);
@@ -339,13 +359,22 @@ impl Admin for AdminService {
         }
         self.order(Command::SetDial {
             dial,
-            epoch: request.expect_epoch.map_or(state.epoch, Into::into),
-            config_version: request.expect_config_version.unwrap_or(state.config_version),
+            epoch,
+            config_version,
             caller,
             reason: checked_reason(request.reason)?,
             at_unix_us: wall_unix_us(),
         })
         .await
+    }
+
+    async fn get_config(
+        &self,
+        request: Request<v1::GetConfigRequest>,
+    ) -> Result<Response<v1::ConfigResponse>, Status> {
+        let version = request.into_inner().version;
+        let state = self.state_with(version).await;
+        Ok(Response::new(dial::agreed(&state, version)?))
     }
 
     async fn get_operation(

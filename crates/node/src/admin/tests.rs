@@ -394,3 +394,57 @@ async fn a_scheduled_switchover_lies_ahead_is_one_and_can_be_taken_back() {
     let none = operator.cancel_switchover(cancel()).await.unwrap_err();
     assert_eq!(kind_of(&none), Some("no-operation"));
 }
+
+fn ceiling(seconds: u64, version: u64) -> v1::SetRpoRequest {
+    v1::SetRpoRequest {
+        ceiling_ms: Some(seconds * 1000),
+        expect_config_version: Some(version),
+        reason: "audit".to_owned(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_is_told_with_its_changes_and_earlier_versions() {
+    let door = open().await;
+    let mut viewer = door.client(&person(Role::Viewer));
+    let present = v1::GetConfigRequest::default();
+    let founded = viewer.get_config(present).await.unwrap().into_inner();
+    assert!(founded.changes.is_empty(), "{founded:?}");
+    let refused = viewer.set_rpo(ceiling(90, founded.version)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+
+    let mut administrator = door.client(&person(Role::Administrator));
+    administrator.set_rpo(ceiling(90, founded.version)).await.unwrap();
+    let now = viewer.get_config(present).await.unwrap().into_inner();
+    assert_eq!(now.version, founded.version + 1);
+    assert_eq!(now.values.as_ref().unwrap().ceiling_ms, 90_000);
+    let [change] = now.changes.as_slice() else { panic!("{now:?}") };
+    assert_eq!((change.version, change.reason.as_str()), (now.version, "audit"));
+    assert_eq!(change.caller, "person ada (administrator)");
+    assert_eq!((&change.before, &change.after), (&founded.values, &now.values));
+
+    let earlier = v1::GetConfigRequest { version: Some(founded.version) };
+    assert_eq!(viewer.get_config(earlier).await.unwrap().into_inner().values, founded.values);
+    let unknown = v1::GetConfigRequest { version: Some(founded.version + 7) };
+    let refused = viewer.get_config(unknown).await.unwrap_err();
+    assert_eq!(kind_of(&refused), Some("no-version"));
+}
+
+#[tokio::test]
+async fn a_change_and_its_dry_run_are_refused_alike_when_the_configuration_is_another() {
+    let door = open().await;
+    let mut administrator = door.client(&person(Role::Administrator));
+    let present = v1::GetConfigRequest::default();
+    let version = administrator.get_config(present).await.unwrap().into_inner().version;
+    administrator.set_rpo(ceiling(90, version)).await.unwrap();
+    for dry_run in [true, false] {
+        let late = v1::SetRpoRequest { dry_run, ..ceiling(80, version) };
+        let refused = administrator.set_rpo(late).await.unwrap_err();
+        assert_eq!(kind_of(&refused), Some("config-version"), "{refused:?}");
+        let newer = Some(Epoch { incarnation: 0, number: 8 }.into());
+        let other = v1::SetRpoRequest { dry_run, expect_epoch: newer, ..ceiling(80, version + 1) };
+        let refused = administrator.set_rpo(other).await.unwrap_err();
+        assert_eq!(kind_of(&refused), Some("epoch"), "{refused:?}");
+    }
+}

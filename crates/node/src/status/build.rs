@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use understudy_core::ClusterState;
 use understudy_core::node::{REPORT_FRESH, Standing};
 use understudy_core::state::{Mark, Operation, OperationStatus, Phase};
 use understudy_core::verdict::{Reason, Verdict};
-use understudy_core::{ClusterState, OnPassiveLoss};
 use understudy_proto::v1;
 use understudy_types::{BootInstant, ClusterId, DurabilityMode, Lsn, NodeId, NodeKind, Timeline};
 
@@ -352,10 +352,7 @@ fn dial(state: &ClusterState) -> DialView {
     DialView {
         mode: state.config.mode,
         ceiling_seconds: state.config.rpo.as_secs_f64(),
-        on_passive_loss: match state.config.on_passive_loss {
-            OnPassiveLoss::Stall => "stall".to_owned(),
-            OnPassiveLoss::Degrade => "degrade".to_owned(),
-        },
+        on_passive_loss: state.config.on_passive_loss.word().to_owned(),
         promote_without_lease_wait: state.config.promote_without_lease_wait,
         config_version: state.config_version,
     }
