@@ -2,7 +2,7 @@
 //!
 //! The rule: two events of different nodes are one when they are not of a kind that a node tells of
 //! itself alone, agree in kind, subject, from and to, and are at most ten seconds apart by the
-//! nodes' clocks. It keeps the words and the time of the first, and says who saw it. A node that heard
+//! nodes' clocks. Who is active now is one thing, whoever was before: a node may have missed that nobody was. It keeps the words and the time of the first, and says who saw it. A node that heard
 //! of it later than that has a line of its own.
 
 use serde::Serialize;
@@ -48,7 +48,8 @@ pub(super) fn add(merged: &mut Vec<Merged>, event: Event) {
 
 fn is_same(known: &Merged, event: &Event) -> bool {
     fn key(event: &Event) -> (Kind, &str, Option<&str>, Option<&str>) {
-        (event.kind, &event.subject, event.from.as_deref(), event.to.as_deref())
+        let from = event.from.as_deref().filter(|_| event.kind != Kind::ActiveChange);
+        (event.kind, &event.subject, from, event.to.as_deref())
     }
     !is_of_one_node(event.kind)
         && key(&known.event) == key(event)
@@ -148,6 +149,10 @@ pub(super) mod tests {
         let merged = merge(again);
         assert_eq!(merged.len(), 2);
         assert_eq!(merged.iter().map(|merged| merged.seen_by.len()).sum::<usize>(), 3);
+        let mut missed = event("witness", 1, 101, Kind::ActiveChange);
+        missed.from = Some("north".to_owned());
+        let one = merge(vec![event("north", 1, 100, Kind::ActiveChange), missed]);
+        assert_eq!(one.len(), 1, "{one:?}");
         let mut other = event("south", 1, 100, Kind::ActiveChange);
         other.to = None;
         assert_eq!(merge(vec![event("north", 1, 100, Kind::ActiveChange), other]).len(), 2);

@@ -236,7 +236,8 @@ fn a_hook_that_hangs_keeps_its_queue_bounded_and_nobody_waiting() {
     assert!(begun.elapsed() < SHORT, "{:?}", begun.elapsed());
     let of = |kind| journal.after(0, &[kind], 1000).events;
     let overflow = of(Kind::HookOverflow);
-    assert_eq!(overflow.len(), 1, "{overflow:?}");
+    // Once, and once more if the first run was taken from the full queue only then.
+    assert!((1..=2).contains(&overflow.len()), "{overflow:?}");
     assert!(overflow[0].words.contains("64 events behind"), "{overflow:?}");
     wait_for("the first run's end to be told", || !of(Kind::HookFailed).is_empty());
     let failed = of(Kind::HookFailed).remove(0);
